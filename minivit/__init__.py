@@ -1,0 +1,70 @@
+"""minivit: a Vision Transformer written by hand in PyTorch that loads the published weights exactly.
+
+The legend of shapes, everywhere in the package. A name carries its shape where the shape changes:
+`q_BANK`, `probs_BANM`, `tokens_BND`.
+
+    B  batch                      A  attention heads
+    C  colour channels            K  size of one head, D / A
+    H  image height, pixels       N  tokens: prefix + P
+    W  image width, pixels        M  tokens where they are keys
+    P  patches                    D  width: size of a token
+    L  classes                    F  hidden size of the MLP
+
+Reading order: config, preprocess, embed, attention, block, model, labels; then weights.
+`import minivit` is light: torch is imported when a name that needs it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from minivit.config import ImageSpec, TokenLayout, ViTConfig
+from minivit.errors import CheckpointError, ImageError, MinivitError, ModelUnavailableError, ShapeError, UsageError
+
+if TYPE_CHECKING:
+    from minivit.labels import Prediction
+    from minivit.model import ViT
+    from minivit.predict import classify, embed, iter_classify
+    from minivit.preprocess import preprocess
+    from minivit.weights import load, save
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "ImageError",
+    "ImageSpec",
+    "MinivitError",
+    "ModelUnavailableError",
+    "Prediction",
+    "ShapeError",
+    "TokenLayout",
+    "UsageError",
+    "ViT",
+    "ViTConfig",
+    "classify",
+    "embed",
+    "iter_classify",
+    "load",
+    "preprocess",
+    "save",
+]
+
+_HOME = {
+    "Prediction": "labels",
+    "ViT": "model",
+    "classify": "predict",
+    "embed": "predict",
+    "iter_classify": "predict",
+    "load": "weights",
+    "preprocess": "preprocess",
+    "save": "weights",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'minivit' has no attribute {name!r}")
+    value = getattr(import_module(f"minivit.{_HOME[name]}"), name)
+    # `import minivit.preprocess` binds the module to this name; the function is what users call.
+    globals()[name] = value
+    return value

@@ -1,0 +1,53 @@
+"""The command line: the only place that prints. One file per command, torch imported only when one runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from minivit import __version__
+from minivit.cli import classify, evaluate, info, train
+from minivit.cli.console import say
+from minivit.errors import MinivitError
+
+COMMANDS = (classify, info, train, evaluate)
+
+EXIT_CODES = """exit codes:
+  0 good   1 unexpected failure or a failed check   2 usage   3 some inputs failed, the others were written
+  4 model not to be had   5 bad checkpoint   130 interrupted, what was written is valid"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="minivit",
+        description="A Vision Transformer written by hand that loads the published weights exactly.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"minivit {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(commands)
+    args = parser.parse_args(argv)
+    try:
+        code = args.run(args)
+        sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
+        return code
+    except MinivitError as error:
+        say(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("interrupted; what was written is valid")
+        return 130
+    except BrokenPipeError:
+        # Whoever read us has had enough (`| head`): nothing is left to say, and nowhere to say it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        say(f"unexpected failure: {type(error).__name__}: {error} (python -X dev -m minivit ... shows where)")
+        return 1

@@ -1,0 +1,134 @@
+"""What the commands share: talk on stderr, the options that choose a model, pictures from arguments."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import sys
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minivit.errors import ModelUnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from minivit.model import ViT
+
+DEFAULT_MODEL = "google/vit-base-patch16-224"
+BUNDLED_MODEL = "minivit/cifar10-vit"
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def say(message: str) -> None:
+    """One line of talk on stderr."""
+    print(f"minivit: {message}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """A file name or label as it may stand on a terminal: control characters escaped, one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """--model, --revision, --offline, --device, --dtype; without a default the command takes MODEL itself."""
+    if default:
+        parser.add_argument(
+            "-m",
+            "--model",
+            default=default,
+            metavar="ID|PATH",
+            help=f"hub id, folder or weights file; auto (the default) is {DEFAULT_MODEL} when it is cached "
+            f"or can be downloaded, else the bundled {BUNDLED_MODEL}",
+        )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
+    parser.add_argument("--offline", action="store_true", help="never use the network (as HF_HUB_OFFLINE=1)")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """--device and --dtype, for commands that run the model."""
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:N or mps")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of weights and arithmetic")
+
+
+def go_offline() -> None:
+    """Keep huggingface_hub from the network; it reads its environment once, when first imported."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def load_model(args: argparse.Namespace) -> ViT:
+    """The model the options ask for; `auto` may fall back to the bundled one, and says so."""
+    import torch
+
+    from minivit.weights import load
+
+    if args.offline:
+        go_offline()
+    device = pick_device(args.device)
+    dtype = getattr(torch, args.dtype)
+    if args.model != "auto":
+        return load(args.model, revision=args.revision, dtype=dtype, device=device)
+    try:
+        return load(DEFAULT_MODEL, revision=args.revision, dtype=dtype, device=device)
+    except ModelUnavailableError as error:
+        say(str(error))
+        say(f"using the bundled {BUNDLED_MODEL} instead: it knows ten classes and sees 32 x 32 pixels")
+        return load(BUNDLED_MODEL, dtype=dtype, device=device)
+
+
+def pick_device(name: str) -> str:
+    """A torch device for --device; `auto` is the first of cuda, mps, cpu that is there.
+
+    Raises:
+        UsageError: no such device, or not on this machine.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(kind for kind, available in there.items() if available)
+    try:
+        kind, index = torch.device(name).type, torch.device(name).index
+    except RuntimeError:
+        raise UsageError(f"--device {name}: no such device; use auto, cpu, cuda, cuda:N or mps") from None
+    if not there.get(kind) or (kind == "cuda" and index is not None and index >= torch.cuda.device_count()):
+        raise UsageError(f"--device {name}: not available on this machine; use --device cpu or auto")
+    return name
+
+
+def find_pictures(arguments: list[str], *, recursive: bool) -> Iterator[tuple[str, str | BytesIO]]:
+    """(name, picture) for every picture the arguments name, in their order, folders sorted by name.
+
+    A file named outright is tried whatever it is; of a folder, those with a picture's suffix. A
+    pattern is expanded when no file has that very name. A name that finds nothing is passed on,
+    so that it becomes an error record. "-" is one picture on standard input.
+    """
+    from minivit.preprocess import IMAGE_SUFFIXES
+
+    for argument in arguments:
+        if argument == "-":
+            yield "-", BytesIO(sys.stdin.buffer.read())
+        elif os.path.isdir(argument):
+            found = list(_walk(Path(argument), recursive, IMAGE_SUFFIXES))
+            if not found:
+                hint = "" if recursive else "; --recursive looks into its folders"
+                say(f"{printable(argument)}: no pictures in this folder{hint}")
+            yield from ((path, path) for path in found)
+        elif not os.path.exists(argument) and glob.has_magic(argument):
+            yield from ((path, path) for path in sorted(glob.glob(argument, recursive=True)) or [argument])
+        else:
+            yield argument, argument
+
+
+def _walk(folder: Path, recursive: bool, suffixes: frozenset[str]) -> Iterator[str]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(folders) if recursive else []
+        yield from (os.path.join(root, file) for file in sorted(files) if Path(file).suffix.lower() in suffixes)

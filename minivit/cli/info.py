@@ -1,0 +1,53 @@
+"""minivit info: what a model is, from its files alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from minivit.cli.console import add_model_options, go_offline, printable
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="describe a model without running it",
+        description="Architecture, parameters, tokens, labels, preprocessing and bytes of a model, read from "
+        "config.json and the headers of its weight files; nothing is run.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="hub id, folder or weights file")
+    parser.add_argument("--json", action="store_true", help="write one JSON object")
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from minivit.weights import describe
+
+    if args.offline:
+        go_offline()
+    facts = describe(args.model, revision=args.revision)
+    print(json.dumps(facts, indent=2) if args.json else text(facts))
+    return 0
+
+
+def text(facts: dict[str, Any]) -> str:
+    """The facts as a table for people."""
+    c, tokens, weights, labels = facts["config"], facts["tokens"], facts["weights"], facts["labels"]
+    head = f"{c['classes']} classes" if c["classes"] else "none"
+    named = f"{len(labels)}: {labels[0]} ... {labels[-1]}" if labels else "none named"
+    pooled = {"cls": "class token", "mean": "mean of the patches"}[c["pooling"]] + (", tanh pooler" if c["pooler"] else "")
+    rows = {
+        "architecture": f"{c['depth']} blocks of width {c['width']}, {c['heads']} heads of {c['width'] // c['heads']}, "
+        f"MLP {c['mlp_width']} ({c['activation']}), LayerNorm eps {c['eps']:g}",
+        "image": f"{c['image_size'][0]} x {c['image_size'][1]} pixels in patches of {c['patch_size']}",
+        "tokens": f"{tokens['count']} = {tokens['prefix']} prefix + {tokens['grid'][0]} x {tokens['grid'][1]} patches",
+        "head": f"{head}, reads the {pooled}",
+        "parameters": f"{facts['parameters']:,}",
+        "weights": f"{weights['bytes'] / 1e6:,.1f} MB, {', '.join(weights['dtypes'])}, in {weights['files']} file(s)",
+        "revision": facts["revision"] or "local files",
+        "labels": named if c["classes"] else "no head",
+        "preprocessing": facts["preprocessing"] or "not stated (no preprocessor_config.json)",
+    }
+    return "\n".join([facts["model"], *(f"  {name:<14} {printable(value)}" for name, value in rows.items())])

@@ -1,0 +1,177 @@
+"""What a model is, as data: its sizes, its token layout, its picture. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minivit.errors import ShapeError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
+POOLINGS = ("cls", "mean")
+RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in the order of Pillow's codes 0 to 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLayout:
+    """How the N tokens of a sequence lie: prefix tokens first, then the patches row by row."""
+
+    cls: int = 1  # class tokens, 0 or 1
+    dist: int = 0  # distillation tokens (DeiT), 0 or 1
+    registers: int = 0  # register tokens (DINOv2 with registers)
+    grid: tuple[int, int]  # patches as (rows, columns)
+
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before the first patch."""
+        return self.cls + self.dist + self.registers
+
+    @property
+    def patches(self) -> int:
+        """P, the number of patches."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def count(self) -> int:
+        """N, the number of tokens."""
+        return self.prefix + self.patches
+
+    def to_grid(self, x: Tensor, dim: int = 1) -> Tensor:
+        """Lay one axis of tokens out as the picture: (..., N or P, ...) -> (..., rows, columns, ...).
+
+        An axis of N tokens loses its prefix tokens first; one of P patches is only folded.
+
+        Raises:
+            ShapeError: the axis holds neither N nor P entries; the message has all three numbers.
+        """
+        length = x.shape[dim]
+        if length == self.count:
+            x = x.narrow(dim, self.prefix, self.patches)
+        elif length != self.patches:
+            rows, columns = self.grid
+            raise ShapeError(
+                f"axis {dim} has {length} entries; a {rows} x {columns} grid has {self.patches} patches "
+                f"and {self.count} tokens with its {self.prefix} prefix token(s)"
+            )
+        return x.unflatten(dim, self.grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """How a picture becomes pixels_CHW; read from the checkpoint, never guessed from its name."""
+
+    resize: tuple[int, int] | int | None  # (height, width), or the shorter edge, in pixels; None leaves the size
+    crop: tuple[int, int] | None = None  # centre crop (height, width) in pixels, after the resize
+    resample: str = "bilinear"  # one of RESAMPLES, Pillow's filter of that name
+    rescale: float = 1 / 255  # factor from the 8-bit value to the one that is normalised
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # per channel, after the rescale
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if self.resample not in RESAMPLES:
+            raise UsageError(f"resample is {self.resample!r}; it must be one of {', '.join(RESAMPLES)}")
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise UsageError(f"mean and std have {len(self.mean)} and {len(self.std)} values; RGB pictures need 3 and 3")
+        if 0 in self.std:
+            raise UsageError(f"std is {self.std}; a channel cannot be divided by 0")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Pixels (height, width) of every result; None when it depends on the picture."""
+        return self.crop or (self.resize if isinstance(self.resize, tuple) else None)
+
+    def __str__(self) -> str:
+        steps = []
+        if isinstance(self.resize, int):
+            steps.append(f"resize shorter edge to {self.resize} ({self.resample})")
+        elif self.resize:
+            steps.append(f"resize to {self.resize[0]} x {self.resize[1]} ({self.resample})")
+        if self.crop:
+            steps.append(f"centre crop {self.crop[0]} x {self.crop[1]}")
+        steps.append("x 1/255" if self.rescale == 1 / 255 else f"x {self.rescale:g}")
+        steps.append(f"- mean {self.mean}, / std {self.std}")
+        return ", ".join(steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """The sizes and switches of one ViT (Dosovitskiy et al. 2021, arXiv:2010.11929)."""
+
+    image_size: tuple[int, int] = (224, 224)  # pixels (height, width) the positions were trained for
+    patch_size: int = 16  # pixels along each side of a patch
+    channels: int = 3  # C
+    width: int = 768  # D, the size of a token
+    depth: int = 12  # number of blocks
+    heads: int = 12  # A, attention heads per block
+    mlp_width: int = 3072  # F, the hidden size of the MLP
+    classes: int = 1000  # L, outputs of the head; 0 means no head, the model returns pooled_BD
+    eps: float = 1e-6  # of every LayerNorm; 1e-12 in the files of google/vit-*
+    activation: str = "gelu"  # of the MLP, one of ACTIVATIONS; "gelu" is the exact one (erf)
+    qkv_bias: bool = True  # whether queries, keys and values have a bias
+    pooling: str = "cls"  # what the head reads: the class token, or the "mean" of the patches
+    pooler: bool = False  # a tanh layer between pooling and head, as in the *-in21k files
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "channels", "width", "depth", "heads", "mlp_width"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for side in self.image_size:
+            if side < 1 or side % self.patch_size:
+                raise UsageError(f"image_size {self.image_size} is not a whole number of patches of {self.patch_size}")
+        if self.width % self.heads:
+            raise UsageError(f"width {self.width} is not divisible by {self.heads} heads")
+        if self.classes < 0:
+            raise UsageError(f"classes is {self.classes}; it must be 0 (no head) or more")
+        if not 0 < self.eps < 1:
+            raise UsageError(f"eps is {self.eps}; it must lie between 0 and 1")
+        if self.activation not in ACTIVATIONS:
+            raise UsageError(f"activation is {self.activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
+        if self.pooling not in POOLINGS:
+            raise UsageError(f"pooling is {self.pooling!r}; it must be one of {', '.join(POOLINGS)}")
+
+    @property
+    def head_dim(self) -> int:
+        """K, the size of one head's queries, keys and values."""
+        return self.width // self.heads
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The tokens of a picture of `image_size`."""
+        return self.layout_for(self.image_size)
+
+    def layout_for(self, image_size: tuple[int, int]) -> TokenLayout:
+        """The tokens of a picture of another size.
+
+        Raises:
+            ShapeError: the picture is not a whole number of patches.
+        """
+        height, width = image_size
+        if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
+            raise ShapeError(f"an image of {height} x {width} is not a whole number of patches of {self.patch_size}")
+        return TokenLayout(grid=(height // self.patch_size, width // self.patch_size))
+
+    @classmethod
+    def preset(cls, name: str, **changes) -> ViTConfig:
+        """A named size such as "B/16": a row of SIZES, a patch size in pixels, and any field to change.
+
+        Raises:
+            UsageError: no such row or patch size; the message lists them.
+        """
+        size, _, patch = name.partition("/")
+        if size not in SIZES or patch not in ("8", "14", "16", "32"):
+            raise UsageError(f"no preset {name!r}; sizes are {', '.join(SIZES)}, patches /8, /14, /16, /32")
+        return cls(**{"patch_size": int(patch), **SIZES[size], **changes})
+
+
+# Ti and S: Touvron et al. 2021 (DeiT, arXiv:2012.12877), table 1; Zhai et al. 2022 (arXiv:2106.04560), table 2.
+# B, L and H: Dosovitskiy et al. 2021 (arXiv:2010.11929), table 1.
+SIZES = {
+    "Ti": {"width": 192, "depth": 12, "heads": 3, "mlp_width": 768},
+    "S": {"width": 384, "depth": 12, "heads": 6, "mlp_width": 1536},
+    "B": {"width": 768, "depth": 12, "heads": 12, "mlp_width": 3072},
+    "L": {"width": 1024, "depth": 24, "heads": 16, "mlp_width": 4096},
+    "H": {"width": 1280, "depth": 32, "heads": 16, "mlp_width": 5120},
+}

@@ -1,0 +1,33 @@
+"""Logits become answers: the k best classes with their names and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One class the head proposes."""
+
+    index: int  # of the head's output
+    label: str | None  # its name, None where the checkpoint names none
+    score: float  # softmax probability, 0 to 1
+
+
+def top_k(logits_BL: Tensor, labels: Mapping[int, str] | None, k: int = 5) -> list[list[Prediction]]:
+    """The k most likely classes of every row, best first; all of them when there are fewer than k.
+
+    The softmax is taken in float64: scores of half-precision logits sum to 1.
+    """
+    probs_BL = logits_BL.double().softmax(dim=-1)
+    scores_BK, indices_BK = probs_BL.topk(min(k, probs_BL.shape[-1]), dim=-1)
+    return [
+        [
+            Prediction(index=index, label=labels[index] if labels else None, score=score)
+            for index, score in zip(indices, scores, strict=True)
+        ]
+        for indices, scores in zip(indices_BK.tolist(), scores_BK.tolist(), strict=True)
+    ]

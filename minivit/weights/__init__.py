@@ -1,0 +1,59 @@
+"""The only door to checkpoint files and the hub."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from minivit.attention import Attend, attend_sdpa
+from minivit.model import ViT
+from minivit.weights import convert
+from minivit.weights.files import find
+from minivit.weights.save import save
+
+__all__ = ["describe", "load", "save"]
+
+
+def load(
+    id_or_path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    attend: Attend | None = None,
+    revision: str | None = None,
+    family: str | None = None,
+) -> ViT:
+    """A published or saved checkpoint as a ViT, with its labels and its preprocessing.
+
+    Args:
+        id_or_path: hub id ("google/vit-base-patch16-224"), folder, weights file, or "minivit/cifar10-vit",
+            the model in the box.
+        dtype: of the weights: float32, float64, bfloat16 or float16, whatever the file holds.
+        device: where they are put.
+        attend: the attention callable (minivit.attention.Attend); PyTorch's SDPA when None.
+        revision: branch, tag or commit of a hub model.
+        family: a name of weights.tables.FAMILIES, instead of the one config.json's model_type implies.
+
+    Returns:
+        The model in eval mode, with .config, .image_spec, .labels, .name and .revision.
+
+    Raises:
+        ModelUnavailableError: no such path, not on the hub, gated, or offline and not cached.
+        CheckpointError: the files are damaged, or do not make up one model; nothing is guessed.
+        UsageError: an argument that cannot be honoured.
+    """
+    source = find(id_or_path, revision)
+    return convert.build(source, dtype=dtype, device=device, attend=attend or attend_sdpa, family=family)
+
+
+def describe(id_or_path: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:
+    """Architecture, parameters, tokens, labels, preprocessing and bytes of a checkpoint, as JSON-ready facts.
+
+    Only config.json, preprocessor_config.json and the headers of the weight files are read.
+
+    Raises:
+        As `load`.
+    """
+    return convert.describe(find(id_or_path, revision))

@@ -1,0 +1,181 @@
+"""Where the bytes are: a folder, a file, the bundled model, or the Hugging Face hub and its cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minivit.errors import CheckpointError, ModelUnavailableError, UsageError
+
+BUNDLED = {"minivit/cifar10-vit": Path(__file__).parent.parent / "pretrained" / "cifar10-vit"}
+
+# One of these holds the weights; safetensors first, so that a pickle is read only where nothing else is there.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The files of one checkpoint, all on disk."""
+
+    name: str  # hub id or path, as it was asked for
+    revision: str | None  # commit of the hub, None for local files
+    config: dict  # config.json
+    preprocessor: dict | None  # preprocessor_config.json, where there is one
+    shards: tuple[Path, ...]  # weight files, together all tensors
+
+
+def find(id_or_path: str | os.PathLike[str], revision: str | None = None) -> Source:
+    """All files of a checkpoint; what the hub has and the cache has not is downloaded.
+
+    Args:
+        id_or_path: a folder with config.json and weights, one weights file with config.json beside
+            it, a name of BUNDLED, or a hub id such as "google/vit-base-patch16-224".
+        revision: branch, tag or commit of the hub.
+
+    Raises:
+        ModelUnavailableError: no such path or hub model, or no way to the hub; says what was tried.
+        CheckpointError: the place is there and is no checkpoint.
+        UsageError: a revision was asked of local files.
+    """
+    name = os.fspath(id_or_path)
+    path = BUNDLED.get(name, Path(name))
+    if path.exists() or not _is_hub_id(name):
+        if revision is not None:
+            raise UsageError(f"{name} is on disk; revision {revision!r} has a meaning only for hub models")
+        return _find_local(path, name)
+    return _find_on_hub(name, revision)
+
+
+def is_cached(repo: str, revision: str | None = None) -> bool:
+    """Whether a hub model can be loaded without the network."""
+    return _cached(repo, "config.json", revision) is not None and any(_cached(repo, f, revision) for f in WEIGHTS)
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
+
+
+def _find_local(path: Path, name: str) -> Source:
+    if not path.exists():
+        raise ModelUnavailableError(f"{name}: no such file or folder, and not a hub id of the form owner/model")
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        weights = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+        if weights is None:
+            raise CheckpointError(f"{name}: no weights in this folder; expected one of {', '.join(WEIGHTS)}")
+    else:
+        weights = path
+    config = folder / "config.json"
+    if not config.is_file():
+        raise CheckpointError(f"{config}: missing; it says what the tensors in {weights.name} are")
+    preprocessor = folder / "preprocessor_config.json"
+    return Source(
+        name=name,
+        revision=None,
+        config=read_json(config),
+        preprocessor=read_json(preprocessor) if preprocessor.is_file() else None,
+        shards=tuple(folder / shard for shard in _shards(weights)),
+    )
+
+
+def _shards(weights: Path) -> list[str]:
+    """File names of the shards behind a weights file; an index lists several."""
+    if weights.suffix != ".json":
+        return [weights.name]
+    weight_map = read_json(weights).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{weights}: no weight_map; it should say which shard holds which tensor")
+    shards = sorted({str(shard) for shard in weight_map.values()})
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise CheckpointError(f"{weights}: shard {shard!r} is not a plain file name")
+    return shards
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file that must hold an object; raises CheckpointError naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def _find_on_hub(repo: str, revision: str | None) -> Source:
+    """The files through huggingface_hub, which honours its cache, token, HF_HUB_OFFLINE and HF_ENDPOINT.
+
+    A file that is in the cache is used as it is, without asking the hub whether there is a newer one.
+    """
+    config = _fetch(repo, "config.json", revision)
+    if config is None:
+        raise CheckpointError(f"{repo}: the repository has no config.json, so it is not a transformers checkpoint")
+    # Every later file comes from the same commit, even if the branch moves meanwhile.
+    commit = config.parent.name
+    weights = _first(_fetch(repo, file, commit) for file in WEIGHTS)
+    if weights is None:
+        raise CheckpointError(f"{repo}: the repository has no weights; expected one of {', '.join(WEIGHTS)}")
+    preprocessor = _fetch(repo, "preprocessor_config.json", commit)
+    shards = [path for shard in _shards(weights) if (path := _fetch(repo, shard, commit))]
+    return Source(
+        name=repo,
+        revision=commit,
+        config=read_json(config),
+        preprocessor=read_json(preprocessor) if preprocessor else None,
+        shards=tuple(shards) if weights.suffix == ".json" else (weights,),
+    )
+
+
+def _first(paths: Iterable[Path | None]) -> Path | None:
+    return next((path for path in paths if path), None)
+
+
+def _cached(repo: str, file: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _fetch(repo: str, file: str, revision: str | None) -> Path | None:
+    """One file of a hub repository, from the cache or the network; None when the repository has no such file."""
+    cached = _cached(repo, file, revision)
+    if cached:
+        return cached
+
+    from huggingface_hub import constants, errors, hf_hub_download
+
+    where = f"{constants.ENDPOINT}/{repo}" + (f" at revision {revision}" if revision else "")
+    fetch = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
+    cache = f"the cache is {constants.HF_HUB_CACHE}"
+    try:
+        return Path(hf_hub_download(repo, file, revision=revision))
+    except errors.LocalEntryNotFoundError as error:
+        tried = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{where} cannot be reached ({_cause(error)})"
+        message = f"{repo}: {file} is not cached and {tried}; {cache}; fetch it where there is a network: {fetch}"
+        raise ModelUnavailableError(message) from None
+    except errors.EntryNotFoundError:
+        return None
+    except errors.GatedRepoError:
+        message = f"{repo}: gated; accept its terms at {where}, then log in: hf auth login"
+        raise ModelUnavailableError(message) from None
+    except errors.RepositoryNotFoundError:
+        message = f"{repo}: not found at {where}; check the id, or log in if it is private: hf auth login"
+        raise ModelUnavailableError(message) from None
+    except errors.RevisionNotFoundError:
+        raise ModelUnavailableError(f"{repo}: no revision {revision!r} at {where}") from None
+    except Exception as error:  # the hub's client lets its transport's many types through
+        message = f"{repo}: downloading {file} from {where} failed ({_cause(error)}); {cache}; try again: {fetch}"
+        raise ModelUnavailableError(message) from error
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason of a chain of exceptions, on one line."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return " ".join(str(error).split()) or type(error).__name__
