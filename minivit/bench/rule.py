@@ -1,0 +1,152 @@
+"""How far from right is too far: error against float64, in units of the error of plain attention in the same dtype.
+
+FlashAttention's rule (Dao-AILab/flash-attention, tests/test_flash_attn.py): a kernel may be twice as far from the
+truth as eager PyTorch of the same precision. Here the truth is float64 from the rounded inputs, the norm and every
+single row must pass as well as the largest element, and a yardstick that measures nothing is said to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from minivit.attention import attend_reference, attend_sdpa, attention_probs
+
+SLACK = 2.0  # the kernel's errors may be this many yardsticks: largest element and relative L2
+ROW_SLACK = 4.0  # and this many for the worst row, which is an extreme of an extreme
+MEANINGLESS = 0.1  # a yardstick of relative L2 beyond this accepts too much to prove anything
+MOST_ROWS = 24  # query rows looked at in each head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """How far an answer is from the truth; nan and inf stay what they are."""
+
+    largest: float  # element, absolute
+    rel_l2: float  # |answer - truth| / |truth| over everything
+    row: float  # the same for the worst row; rows smaller than a tenth of the typical one count as a tenth
+
+    @staticmethod
+    def of(answer: Tensor, truth: Tensor) -> Errors:
+        difference = answer.double() - truth
+        size_rows = truth.norm(dim=-1)
+        typical = size_rows.square().mean().sqrt()
+        worst_row = (difference.norm(dim=-1) / size_rows.clamp(min=0.1 * typical)).max()
+        return Errors(
+            largest=difference.abs().max().item(),
+            rel_l2=(difference.norm() / truth.norm()).item(),
+            row=worst_row.item(),
+        )
+
+    @staticmethod
+    def largest_of(errors: Iterable[Errors]) -> Errors:
+        every = list(errors)
+        return Errors(**{name: max(getattr(one, name) for one in every) for name in ("largest", "rel_l2", "row")})
+
+
+def rounding(truth: Tensor, dtype: torch.dtype, terms: int) -> Errors:
+    """The floor of every yardstick: what nobody is blamed for, even where eager happens to be exact.
+
+    One rounding of the answer to dtype, and the growth by sqrt(terms) of the rounding of a sum of so many terms in
+    float32 (float64 for float64), in whatever order it is added up.
+    """
+    sums = torch.finfo(torch.promote_types(dtype, torch.float32)).eps * terms**0.5
+    relative = torch.finfo(dtype).eps / 2 + sums
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    size = truth.abs().max().item()
+    return Errors(largest=relative * size + smallest, rel_l2=relative, row=relative)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """An answer judged. It is right when `of_limit` is at most 1, which no nan is."""
+
+    errors: Errors
+    x_eager: float  # relative L2 as a multiple of eager's
+    x_sdpa: float  # and of scaled_dot_product_attention's
+    of_limit: float  # the worst of the three errors, as a share of what is allowed
+    broken: str  # which of the three that is
+    meaningful: bool  # False where eager itself is wrong by more than MEANINGLESS
+
+    @property
+    def right(self) -> bool:
+        return self.of_limit <= 1
+
+
+def judge(answer: Tensor, truth: Tensor, *, eager: Iterable[Tensor], sdpa: Tensor, terms: int) -> Verdict:
+    """The rule. `eager` are equally honest ways of plain attention in the dtype of `answer`; the worst one counts."""
+    floor = rounding(truth, answer.dtype, terms)
+    yardstick = Errors.largest_of([floor, *(Errors.of(one, truth) for one in eager)])
+    other = Errors.largest_of([floor, Errors.of(sdpa, truth)])
+    errors = Errors.of(answer, truth)
+    shares = {
+        "largest error": errors.largest / (SLACK * yardstick.largest),
+        "relative L2": errors.rel_l2 / (SLACK * yardstick.rel_l2),
+        "worst row": errors.row / (ROW_SLACK * yardstick.row),
+    }
+    # max() would pass over a nan that does not come first.
+    broken = next((name for name, share in shares.items() if share != share), max(shares, key=lambda n: shares[n]))
+    return Verdict(
+        errors=errors,
+        x_eager=errors.rel_l2 / yardstick.rel_l2,
+        x_sdpa=errors.rel_l2 / other.rel_l2,
+        of_limit=shares[broken],
+        broken=broken,
+        meaningful=yardstick.rel_l2 <= MEANINGLESS,
+    )
+
+
+def pick_rows(tokens: int, generator: Generator) -> Tensor:
+    """Query rows to look at: the first, the last, both sides of the last edges of blocks, the others at random."""
+    edges = [edge + side for block in (16, 64, 128) for edge in [tokens // block * block] for side in (-1, 0)]
+    picked = {row for row in (0, tokens - 1, *edges) if 0 <= row < tokens}
+    rest = [row for row in torch.randperm(tokens, generator=generator).tolist() if row not in picked]
+    return torch.tensor(sorted([*picked, *rest[: max(0, MOST_ROWS - len(picked))]]))
+
+
+def _scaled_q(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    return attend_reference(q * scale, k, v, scale=1.0)
+
+
+def _scaled_k(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    return attend_reference(q, k * scale, v, scale=1.0)
+
+
+# Plain attention in the dtype of its inputs, with the scale applied to the product, to q and to k: one alone may be
+# exact by luck.
+EAGER = (attend_reference, _scaled_q, _scaled_k)
+
+
+def judge_rows(answer: Tensor, q: Tensor, k: Tensor, v: Tensor, *, rows: Tensor, scale: float) -> Verdict:
+    """The rule for the given query rows of all heads and batches, every key counted: B A rows M K, not B A N M K."""
+    q, answer = q[:, :, rows], answer[:, :, rows]
+    truth = attend_reference(q.double(), k.double(), v.double(), scale=scale)
+    sdpa = attend_sdpa(q, k, v, scale=scale)
+    eager = [attend(q, k, v, scale=scale) for attend in EAGER]
+    return judge(answer, truth, eager=eager, sdpa=sdpa, terms=k.shape[2])
+
+
+def gradients(
+    attend: Callable[..., Tensor], qkv: tuple[Tensor, ...], cotangent: Tensor, *, scale: float
+) -> list[Tensor]:
+    """The output of attend(q, k, v) and the gradients of q, k and v for a gradient of the output."""
+    leaves = [x.detach().requires_grad_() for x in qkv]
+    out = attend(*leaves, scale=scale)
+    return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
+
+
+def gradients_from_output(qkv: tuple[Tensor, ...], cotangent: Tensor, *, scale: float) -> list[Tensor]:
+    """The same by hand, in the dtype of q, as FlashAttention does it (Dao 2023, arXiv:2307.08691, algorithm 2).
+
+    The mean of the gradients of the probabilities is taken from the rounded output, not from the probabilities: as
+    honest as autograd's way, with other roundings.
+    """
+    q, k, v = qkv
+    probs_BANM = attention_probs(q, k, scale=scale)
+    out = probs_BANM @ v
+    mean_BAN1 = (cotangent * out).sum(-1, keepdim=True)
+    d_logits_BANM = probs_BANM * (cotangent @ v.mT - mean_BAN1) * scale
+    return [out, d_logits_BANM @ k, d_logits_BANM.mT @ q, probs_BANM.mT @ cotangent]

@@ -1,0 +1,197 @@
+"""What is asked of a kernel: the shapes, dtypes and layouts of Vision Transformers, and plans that cover them."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from minivit.errors import UsageError
+
+# One key, the powers of two and their neighbours, and the token counts of published models: 224 pixels in patches
+# of 16 give 196 + 1, 384 give 577, 512 give 1025, 224 in patches of 14 give 257.
+TOKENS = (1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 196, 197, 257, 577, 1025)
+HEAD_DIMS = (32, 64, 72, 80, 96, 128)
+HEADS = (3, 4, 6, 8, 12, 16)
+BATCHES = (1, 2, 7, 32, 256)
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+LAYOUTS = ("contiguous", "packed", "bnhd", "padded", "misaligned")  # see inputs.lay_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One shape of problem, as a kernel's `supports(spec)` sees it: q, k and v are each (B, A, N, K)."""
+
+    batch: int
+    heads: int
+    tokens: int
+    head_dim: int
+    dtype: torch.dtype
+    layout: str  # one of LAYOUTS
+    device: str = "cpu"
+    grads: bool = False  # gradients will be asked for
+
+    def __str__(self) -> str:
+        shape = f"{self.batch}x{self.heads}x{self.tokens}x{self.head_dim}"
+        return f"{shape}/{str(self.dtype).removeprefix('torch.')}/{self.layout}"
+
+    @property
+    def scale(self) -> float:
+        return self.head_dim**-0.5
+
+    @property
+    def elements(self) -> int:
+        """Numbers in q."""
+        return self.batch * self.heads * self.tokens * self.head_dim
+
+    @property
+    def work(self) -> int:
+        """Multiplications of q k^T."""
+        return self.elements * self.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One question to one kernel: a check of checks.CHECKS on a spec. Its text names it, for --case."""
+
+    check: str
+    spec: Spec
+
+    def __str__(self) -> str:
+        return f"{self.check}/{self.spec}"
+
+    def generator(self, seed: int) -> torch.Generator:
+        """The random numbers of this case alone, so that it can be run alone."""
+        digest = hashlib.sha256(f"{seed} {self}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+
+    @staticmethod
+    def parse(text: str, *, device: str) -> Case:
+        """The inverse of str().
+
+        Raises:
+            UsageError: not the name of a case.
+        """
+        example = "forward/normal/2x3x197x64/float32/packed"
+        try:
+            group, check, shape, dtype, layout = text.split("/")
+            batch, heads, tokens, head_dim = (int(size) for size in shape.split("x"))
+        except ValueError:
+            raise UsageError(f"--case {text}: not of the form {example}") from None
+        if dtype not in DTYPES or layout not in LAYOUTS or min(batch, heads, tokens, head_dim) < 1:
+            raise UsageError(f"--case {text}: dtypes are {', '.join(DTYPES)}; layouts are {', '.join(LAYOUTS)}")
+        spec = Spec(
+            batch=batch,
+            heads=heads,
+            tokens=tokens,
+            head_dim=head_dim,
+            dtype=DTYPES[dtype],
+            layout=layout,
+            device=device,
+            grads=group == "backward",
+        )
+        return Case(check=f"{group}/{check}", spec=spec)
+
+
+Point = dict[str, Any]  # one value for each axis
+Target = frozenset[tuple[str, Any]]  # values that have to occur together in some point
+
+
+def covering(
+    axes: Mapping[str, Sequence], *, pairs: Iterable[tuple[str, ...]], allowed: Callable[[Point], bool]
+) -> Iterator[Point]:
+    """Few points in which every value of every axis occurs, and every combination of the values of each of `pairs`.
+
+    Greedy: each point starts from a target not yet met, and of 30 random ways to fill it up takes the one that meets
+    most others (after Cohen et al. 1997, "The AETG System"). Targets that no allowed point meets are left out. The
+    random numbers are always the same, so that two kernels are asked the same.
+    """
+    rng = random.Random(0)
+    missing: dict[Target, None] = {}  # a set that keeps its order
+    for names in (*pairs, *((name,) for name in axes)):
+        for values in product(*(axes[name] for name in names)):
+            missing[frozenset(zip(names, values, strict=True))] = None
+
+    def meets(point: Point) -> list[Target]:
+        return [target for target in missing if target <= point.items()]
+
+    while missing:
+        target = next(iter(missing))
+        tries = ({name: rng.choice(axes[name]) for name in axes} | dict(target) for _ in range(30))
+        points = [point for point in tries if allowed(point)]
+        if points:
+            best = max(points, key=lambda point: len(meets(point)))
+            yield best
+        for met in meets(best) if points else [target]:
+            del missing[met]
+
+
+SIZES = {"tokens": TOKENS, "head_dim": HEAD_DIMS, "heads": HEADS, "batch": BATCHES}
+SMALL_SIZES = {"tokens": (2, 17, 65, 197), "head_dim": (32, 64, 80), "heads": (3, 4), "batch": (2, 3)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much is asked."""
+
+    pairs: Callable[[Iterable[str]], Iterable[tuple[str, ...]]]  # of these axes, the pairs to cover
+    work: int  # most multiplications of q k^T in a case
+    sizes: Mapping[str, Sequence[int]] = MappingProxyType(SIZES)
+
+
+def _every_pair(axes: Iterable[str]) -> Iterable[tuple[str, ...]]:
+    return combinations(axes, 2)
+
+
+def _dtypes(axes: Iterable[str]) -> Iterable[tuple[str, ...]]:
+    return [("check", "dtype")]
+
+
+def _dtypes_and_layouts(axes: Iterable[str]) -> Iterable[tuple[str, ...]]:
+    return [("check", "dtype"), ("check", "layout"), ("tokens", "dtype")]
+
+
+def _every_pair_and_layout(axes: Iterable[str]) -> Iterable[tuple[str, ...]]:
+    return [("check", "dtype", "layout"), *combinations(axes, 2)]
+
+
+EFFORTS = {
+    "small": Effort(pairs=_dtypes, work=10**8, sizes=SMALL_SIZES),
+    "quick": Effort(pairs=_dtypes_and_layouts, work=2 * 10**8),
+    "default": Effort(pairs=_every_pair, work=10**9),
+    "full": Effort(pairs=_every_pair_and_layout, work=6 * 10**10),  # 256 x 3 x 1025 x 64 is 5.2e10
+}
+MOST_ELEMENTS = 6 * 10**7  # in q: 240 MB of float32
+MOST_WORK_WHOLE = 10**8  # where every probability is computed in float64, some with gradients
+
+
+def plan(checks: Sequence[str], effort: Effort, *, device: str, dtypes: Sequence[torch.dtype]) -> list[Case]:
+    """The cases that cover the checks, group by group, small shapes first so that a bad kernel is found out soon."""
+    cases = []
+    groups: dict[str, list[str]] = {}
+    for check in checks:
+        groups.setdefault(check.partition("/")[0], []).append(check)
+    for group, names in groups.items():
+        axes = {"check": names, **effort.sizes, "dtype": dtypes, "layout": LAYOUTS}
+        sampled = group in ("forward", "needle")
+        most = effort.work if sampled else min(effort.work, MOST_WORK_WHOLE)
+        if not sampled:  # one key has no gradient of q and k, and nothing to tell apart
+            axes["tokens"] = [tokens for tokens in effort.sizes["tokens"] if tokens > 1]
+
+        def case(point: Point, group: str = group) -> Case:
+            sizes = {name: value for name, value in point.items() if name != "check"}
+            return Case(check=point["check"], spec=Spec(**sizes, device=device, grads=group == "backward"))
+
+        def fits(point: Point, most: int = most) -> bool:
+            spec = case(point).spec
+            return spec.work <= most and spec.elements <= MOST_ELEMENTS
+
+        found = {case(point): None for point in covering(axes, pairs=effort.pairs(axes), allowed=fits)}
+        cases += sorted(found, key=lambda case: case.spec.work)
+    return cases
