@@ -130,7 +130,7 @@ def _trained(kernel: Kernel, qkv: Triple, spec: Spec, wanted: str) -> tuple[Tens
 
 
 def _cotangent(kind: str, g: Tensor) -> Tensor:
-    """A gradient of the output: contiguous; of stride 0, as out.sum() sends it; or BNHD in memory, as the model does."""
+    """A gradient of the output: contiguous; of stride 0, as by out.sum(); or BNHD in memory, as by the model."""
     if kind == "expanded":
         return torch.ones((), dtype=g.dtype, device=g.device).expand_as(g)
     # (B, A, N, K) -> (B, N, A, K) in memory

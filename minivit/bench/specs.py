@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -142,7 +141,7 @@ class Effort:
 
     pairs: Callable[[Iterable[str]], Iterable[tuple[str, ...]]]  # of these axes, the pairs to cover
     work: int  # most multiplications of q k^T in a case
-    sizes: Mapping[str, Sequence[int]] = MappingProxyType(SIZES)
+    sizes: Mapping[str, Sequence[int]]
 
 
 def _every_pair(axes: Iterable[str]) -> Iterable[tuple[str, ...]]:
@@ -163,9 +162,9 @@ def _every_pair_and_layout(axes: Iterable[str]) -> Iterable[tuple[str, ...]]:
 
 EFFORTS = {
     "small": Effort(pairs=_dtypes, work=10**8, sizes=SMALL_SIZES),
-    "quick": Effort(pairs=_dtypes_and_layouts, work=2 * 10**8),
-    "default": Effort(pairs=_every_pair, work=10**9),
-    "full": Effort(pairs=_every_pair_and_layout, work=6 * 10**10),  # 256 x 3 x 1025 x 64 is 5.2e10
+    "quick": Effort(pairs=_dtypes_and_layouts, work=2 * 10**8, sizes=SIZES),
+    "default": Effort(pairs=_every_pair, work=10**9, sizes=SIZES),
+    "full": Effort(pairs=_every_pair_and_layout, work=6 * 10**10, sizes=SIZES),  # 256 x 3 x 1025 x 64 is 5.2e10
 }
 MOST_ELEMENTS = 6 * 10**7  # in q: 240 MB of float32
 MOST_WORK_WHOLE = 10**8  # where every probability is computed in float64, some with gradients
