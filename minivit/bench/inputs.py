@@ -50,11 +50,11 @@ def last_key(spec: Spec, generator: Generator) -> Triple:
 
 
 def _dominated_by(key: int, q: Tensor, k: Tensor, v: Tensor) -> Triple:
-    """One key at which every query looks with about nine tenths of its weight."""
+    """One key at which every query looks with most of its weight."""
     tokens, head_dim = q.shape[-2:]
     direction = k[..., key, :].sign()
-    # The others sum up to about `tokens`; q . k of this one is strength * head_dim.
-    strength = (math.log(tokens) + 2) / math.sqrt(head_dim)
+    # exp(logit) of the others adds up to about e * tokens; the logit of this one is strength * sqrt(head_dim).
+    strength = (math.log(tokens) + 3) / math.sqrt(head_dim)
     k = k.clone()
     k[..., key, :] = direction * strength
     return q + direction[..., None, :], k, v

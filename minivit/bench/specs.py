@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, islice, product
 from typing import Any
 
 import torch
@@ -107,9 +107,9 @@ def covering(
 ) -> Iterator[Point]:
     """Few points in which every value of every axis occurs, and every combination of the values of each of `pairs`.
 
-    Greedy: each point starts from a target not yet met, and of 30 random ways to fill it up takes the one that meets
-    most others (after Cohen et al. 1997, "The AETG System"). Targets that no allowed point meets are left out. The
-    random numbers are always the same, so that two kernels are asked the same.
+    Greedy: each point starts from a target not yet met, and of 30 allowed ways to fill it up at random takes the one
+    that meets most others (after Cohen et al. 1997, "The AETG System"). Targets that no allowed point is found for are
+    left out. The random numbers are always the same, so that two kernels are asked the same.
     """
     rng = random.Random(0)
     missing: dict[Target, None] = {}  # a set that keeps its order
@@ -122,8 +122,8 @@ def covering(
 
     while missing:
         target = next(iter(missing))
-        tries = ({name: rng.choice(axes[name]) for name in axes} | dict(target) for _ in range(30))
-        points = [point for point in tries if allowed(point)]
+        tries = ({name: rng.choice(axes[name]) for name in axes} | dict(target) for _ in range(1000))
+        points = list(islice(filter(allowed, tries), 30))
         if points:
             best = max(points, key=lambda point: len(meets(point)))
             yield best

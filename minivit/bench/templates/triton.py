@@ -1,7 +1,8 @@
 """An attention kernel to start from: a Triton forward, blocks of queries times blocks of keys, online softmax.
 
 Check it with `minivit bench check THIS_FILE --quick --device cuda`; without a GPU, slowly, in Triton's interpreter:
-`TRITON_INTERPRET=1 minivit bench check THIS_FILE --quick --timeout 600`. Use it with `minivit.load(..., attend=attention)`.
+`TRITON_INTERPRET=1 minivit bench check THIS_FILE --quick --timeout 600`.
+Use it with `minivit.load(..., attend=attention)`.
 """
 
 import os
