@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from minivit.attention import attend_reference
-from minivit.bench import conduct
+from minivit.bench import conduct, cuda
 from minivit.bench.answers import Finding, KernelError, answer, judged, raised, refuse_non_finite
 from minivit.bench.inputs import VALUES, Triple, lay_out, needles, normal, rounded
 from minivit.bench.kernels import Kernel
@@ -97,8 +97,7 @@ def backward(
         return Finding(status="unsupported", detail="not differentiable: the output requires no gradient")
     try:
         got = torch.autograd.grad(out, list(leaves.values()), g, allow_unused=True)
-        if spec.device.startswith("cuda"):
-            torch.cuda.synchronize(spec.device)
+        cuda.finish(g)
     except Exception as error:
         raise raised(error, " in backward") from error
     if not torch.equal(g, before):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from minivit.bench import cuda
 from minivit.bench.answers import Finding, KernelError, answer, judged, refuse_non_finite, same_bits
 from minivit.bench.inputs import lay_out, normal, rounded
 from minivit.bench.kernels import Kernel
@@ -181,15 +182,15 @@ def _flush_denormal() -> bool:
 
 
 def _sdp_backends() -> tuple[bool, ...]:
-    cuda = torch.backends.cuda
-    return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()
+    on = torch.backends.cuda
+    return on.flash_sdp_enabled(), on.mem_efficient_sdp_enabled(), on.math_sdp_enabled(), on.cudnn_sdp_enabled()
 
 
 def _set_sdp_backends(enabled: tuple[bool, ...]) -> None:
-    cuda = torch.backends.cuda
-    setters = (cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_math_sdp, cuda.enable_cudnn_sdp)
-    for setter, on in zip(setters, enabled, strict=True):
-        setter(on)
+    on = torch.backends.cuda
+    setters = (on.enable_flash_sdp, on.enable_mem_efficient_sdp, on.enable_math_sdp, on.enable_cudnn_sdp)
+    for setter, wanted in zip(setters, enabled, strict=True):
+        setter(wanted)
 
 
 def _deterministic_mode() -> tuple[bool, bool]:
@@ -225,6 +226,7 @@ STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the random state of Python": (random.getstate, random.setstate),
     "the working directory": (os.getcwd, os.chdir),
     "the environment": (lambda: dict(os.environ), _set_environment),
+    **cuda.STATE,
 }
 
 
@@ -236,7 +238,7 @@ def restore(before: dict[str, Any]) -> list[str]:
     """Put back what has changed since; returns its names."""
     changed = []
     for name, (read, write) in STATE.items():
-        if read() != before[name]:
+        if before[name] is not None and read() != before[name]:
             changed.append(name)
             write(before[name])
     return changed

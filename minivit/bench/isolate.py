@@ -9,6 +9,7 @@ import faulthandler
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,8 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from minivit.bench import cuda
 from minivit.bench.answers import Finding, raised
 from minivit.bench.checks import ask
 from minivit.bench.kernels import Kernel, kernel_file, load_kernel
@@ -154,8 +154,6 @@ def _serve(connection: Connection, limits: Limits, device: str) -> None:
 
 def _load(reference: str, kernels: dict[str, Kernel]) -> Finding | str | None:
     """Load a kernel into `kernels`; the finding where it fails, the message where it is the caller's mistake."""
-    import sys
-
     try:
         if file := kernel_file(reference):
             sys.path.insert(0, str(file[0].resolve().parent))  # as if it were run: what lies beside it can be imported
@@ -169,9 +167,7 @@ def _load(reference: str, kernels: dict[str, Kernel]) -> Finding | str | None:
 
 def _limit_memory(memory: int, device: str) -> None:
     """Allocations beyond this fail, which Python and torch report; nothing is done where the system cannot (macOS)."""
-    if device.startswith("cuda"):
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, memory / total), device)
+    cuda.limit_memory(memory, device)
     status = Path("/proc/self/status")
     if status.exists():
         import resource

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minivit.attention import attend_reference, attend_sdpa
+from minivit.bench import cuda
 from minivit.bench.mutants import MUTANTS
 from minivit.bench.specs import Spec
 from minivit.errors import UsageError
@@ -42,8 +43,7 @@ class Kernel:
             out = self.attention(q, k, v)
         else:
             raise UsageError(f"{self.name} takes no scale")
-        if q.is_cuda:
-            torch.cuda.synchronize(q.device)  # an illegal access belongs to this call, not to the next
+        cuda.finish(q)
         return out
 
 

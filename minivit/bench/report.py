@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from minivit import __version__
+from minivit.bench import cuda
 from minivit.bench.answers import STATUSES
 from minivit.bench.checks import CHECKS
 from minivit.bench.isolate import Limits, Row
@@ -32,14 +33,7 @@ def fingerprint(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": device,
     }
-    if device.startswith("cuda"):
-        properties = torch.cuda.get_device_properties(device)
-        where |= {
-            "gpu": properties.name,
-            "gpu_capability": f"{properties.major}.{properties.minor}",
-            "cuda": torch.version.cuda,
-        }
-    return where
+    return where | cuda.describe(device)
 
 
 def _cpu() -> str:

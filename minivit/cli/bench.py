@@ -213,7 +213,7 @@ def run_new(args: argparse.Namespace) -> int:
 
     name = args.name.removesuffix(".py")
     templates = files("minivit.bench") / "templates"
-    targets = {Path(f"{name}.py"): templates / f"{args.form}.py"}
+    targets = {Path(f"{name}.py"): templates / f"{args.form}.py.txt"}
     if args.form == "cpp":
         targets[Path(f"{name}.cpp")] = templates / "cpp.cpp"
     for target in targets:
