@@ -18,7 +18,7 @@ from minivit.model import ViT
 from minivit.preprocess import Picture, open_image, pixels_from_image, preprocess, resize_and_crop
 from minivit.weights import load
 
-POOLS = ("cls", "mean", "pooler", "tokens")
+POOLS = ("cls", "mean", "pooler", "projection", "tokens")
 
 
 @dataclass(kw_only=True)
@@ -85,7 +85,8 @@ def embed(
 
     Args:
         pool: "cls" (the class token after the final norm), "mean" (of the patches), "pooler" (the tanh
-            layer, where the checkpoint has one): (B, D); or "tokens": (B, N, D).
+            layer or the attention pool, where the checkpoint has one): (B, D); "projection" (into the space
+            pictures share with texts, where it has one): (B, projection); or "tokens": (B, N, D).
 
     Raises:
         UsageError: a pool the checkpoint does not have.
@@ -95,13 +96,20 @@ def embed(
     spec = _spec(model)
     if pool not in POOLS:
         raise UsageError(f"pool is {pool!r}; it must be one of {', '.join(POOLS)}")
-    if pool == "pooler" and model.pooler is None:
-        raise UsageError(f"{model.name}: has no pooler in its checkpoint; use pool cls or mean")
+    absent = {
+        "cls": not model.config.cls_token,
+        "pooler": model.pooler is None and model.attn_pool is None,
+        "projection": not model.config.projection,
+    }
+    if absent.get(pool):
+        there = ", ".join(name for name in POOLS if not absent.get(name))
+        raise UsageError(f"{model.name}: has no {pool} in its checkpoint; use pool {there}")
     pictures = iter(_several(images))
     pools: dict[str, Callable[[Tensor], Tensor]] = {
-        "cls": lambda tokens_BND: tokens_BND[:, 0],
-        "mean": lambda tokens_BND: tokens_BND[:, model.config.layout.prefix :].mean(dim=1),
+        "cls": lambda tokens_BND: model.pool(tokens_BND, "cls"),
+        "mean": lambda tokens_BND: model.pool(tokens_BND, "mean"),
         "pooler": model.pool,
+        "projection": lambda tokens_BND: model.proj(model.pool(tokens_BND)),
         "tokens": lambda tokens_BND: tokens_BND,
     }
     rows = []
@@ -129,7 +137,8 @@ def _spec(model: ViT) -> ImageSpec:
             f"{model.name}: has no preprocessor_config.json, so nothing says how its pictures are prepared; "
             "put the one of the model it was made from beside config.json"
         )
-    if model.image_spec.size != model.config.image_size:
+    size = model.image_spec.size
+    if size != model.config.image_size and not (size and model.config.any_size):
         wanted = "{} x {}".format(*model.config.image_size)
         raise CheckpointError(f"{model.name}: reads pictures of {wanted}, its preprocessing makes: {model.image_spec}")
     if model.config.channels != 3:
@@ -149,4 +158,4 @@ def _read(result: Classified, spec: ImageSpec) -> Tensor | None:
 
 def _batch(pixels: list[Tensor], model: ViT) -> Tensor:
     """Pictures as one pixels_BCHW, where and in the dtype the model wants them."""
-    return torch.stack(pixels).to(model.cls_token)
+    return torch.stack(pixels).to(model.patch_embed.weight)

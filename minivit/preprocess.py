@@ -9,6 +9,7 @@ from io import BytesIO
 from typing import IO
 
 import torch
+import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -133,13 +134,18 @@ def _from_16_bit(image: Image.Image, name: str, note: Callable[[str], None]) -> 
 
 def resize_and_crop(image: Image.Image, spec: ImageSpec) -> Image.Image:
     """The geometric steps of a spec on an RGB picture; a crop larger than the picture is padded with black."""
-    if spec.resize:
+    if spec.resize and not spec.float_resize:
         image = image.resize(_resized(image.size, spec.resize), RESAMPLES.index(spec.resample))
     if spec.crop:
         height, width = spec.crop
-        left, top = (image.width - width) // 2, (image.height - height) // 2
+        left, top = (_margin(spare, spec.crop_rounding) for spare in (image.width - width, image.height - height))
         image = image.crop((left, top, left + width, top + height))
     return image
+
+
+def _margin(spare: int, rounding: str) -> int:
+    """Where a centre crop begins: half the spare pixels, a half rounded "down" or to the next "even" number."""
+    return spare // 2 if rounding == "down" else round(spare / 2)
 
 
 def _resized(size: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int, int]:
@@ -153,8 +159,16 @@ def _resized(size: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int,
 
 
 def pixels_from_image(image: Image.Image, spec: ImageSpec) -> Tensor:
-    """The arithmetic steps of a spec on a picture of its final size: 8-bit RGB -> pixels_CHW, float32."""
-    return normalize(levels_from_image(image), spec)
+    """The arithmetic steps of a spec on what `resize_and_crop` returned: 8-bit RGB -> pixels_CHW, float32.
+
+    Under float_resize the resize is one of them, between rescale and normalisation, as in transformers'
+    DINOv3ViTImageProcessor.
+    """
+    if not spec.float_resize:
+        return normalize(levels_from_image(image), spec)
+    pixels_1CHW = (levels_from_image(image).float() * spec.rescale)[None]
+    pixels_1CHW = F.interpolate(pixels_1CHW, size=spec.size, mode=spec.resample, antialias=True)
+    return _standardise(pixels_1CHW[0], spec)
 
 
 def levels_from_image(image: Image.Image) -> Tensor:
@@ -169,6 +183,10 @@ def normalize(levels: Tensor, spec: ImageSpec) -> Tensor:
 
     The product is taken in float64 and rounded once to float32, as transformers' `rescale` does.
     """
-    pixels = levels.double().mul(spec.rescale).float()
-    mean, std = (torch.tensor(values, device=levels.device)[:, None, None] for values in (spec.mean, spec.std))
+    return _standardise(levels.double().mul(spec.rescale).float(), spec)
+
+
+def _standardise(pixels: Tensor, spec: ImageSpec) -> Tensor:
+    """Rescaled pixels (..., C, H, W) -> (pixels - mean) / std."""
+    mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (spec.mean, spec.std))
     return ((pixels - mean) / std).contiguous()

@@ -132,7 +132,7 @@ def with_new_head(model: ViT, classes: list[str]) -> ViT:
     head = {name: torch.zeros_like(tensor) for name, tensor in copy.head.state_dict(prefix="head.").items()}
     copy.load_state_dict({**kept, **head})
     copy.image_spec, copy.labels = model.image_spec, dict(enumerate(classes))
-    return copy.to(model.cls_token)
+    return copy.to(model.patch_embed.weight)
 
 
 def picture_size(step: int, steps: int, model: ViT, recipe: Recipe) -> tuple[int, int]:
@@ -179,7 +179,7 @@ def train(
     _check(model, photos, recipe, world)
     assert model.image_spec is not None
 
-    device = model.cls_token.device
+    device = model.patch_embed.weight.device
     per_epoch = len(photos) // recipe.batch_size
     steps = per_epoch * recipe.epochs
     share = recipe.batch_size // world
@@ -270,6 +270,8 @@ def _check(model: ViT, photos: Photos, recipe: Recipe, world: int) -> None:
         )
     if model.image_spec is None or model.image_spec.size != model.config.image_size:
         raise UsageError(f"pictures come as {model.image_spec}, the model reads {model.config.image_size}")
+    if model.image_spec.float_resize:
+        raise UsageError(f"pictures are varied as bytes, and this model resizes them as floats: {model.image_spec}")
     if len(photos) < recipe.batch_size:
         raise UsageError(f"{photos.source} has {len(photos)} pictures, fewer than a batch of {recipe.batch_size}")
     if recipe.batch_size % (2 * world if recipe.mixup or recipe.cutmix else world):
@@ -296,7 +298,7 @@ def _batches(pictures: int, recipe: Recipe, first: int, steps: int, rows: slice)
 
 
 def _copy(model: ViT) -> ViT:
-    copy = ViT(model.config, attend=model.attend).to(model.cls_token)
+    copy = ViT(model.config, attend=model.attend).to(model.patch_embed.weight)
     copy.load_state_dict(model.state_dict())
     copy.image_spec, copy.labels = model.image_spec, model.labels
     return copy.requires_grad_(False)
@@ -330,7 +332,7 @@ def _restore(out: Path, state: dict, model: ViT, averaged: ViT, opts: list[torch
     path = out / "checkpoint.pt"
     if not path.is_file():
         raise CheckpointError(f"{path}: nothing to resume; leave out --resume to start anew")
-    saved = torch.load(path, map_location=model.cls_token.device, weights_only=True)
+    saved = torch.load(path, map_location=model.patch_embed.weight.device, weights_only=True)
     before, now = ({**made["recipe"], **made["config"], "pictures": made["pictures"]} for made in (saved, state))
     changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
     if changed:

@@ -1,4 +1,4 @@
-"""Where the bytes are: a folder, a file, the bundled model, or the Hugging Face hub and its cache."""
+"""Where the bytes are: a folder, a file, the bundled model, torchvision's server, the Hugging Face hub, and caches."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minivit.errors import CheckpointError, ModelUnavailableError, UsageError
+from minivit.labels import imagenet_labels
+from minivit.weights import architectures
 
 BUNDLED = {"minivit/cifar10-vit": Path(__file__).parent.parent / "pretrained" / "cifar10-vit"}
 
@@ -28,13 +30,16 @@ class Source:
     shards: tuple[Path, ...]  # weight files, together all tensors
 
 
-def find(id_or_path: str | os.PathLike[str], revision: str | None = None) -> Source:
-    """All files of a checkpoint; what the hub has and the cache has not is downloaded.
+def find(id_or_path: str | os.PathLike[str], revision: str | None = None, family: str | None = None) -> Source:
+    """All files of a checkpoint; what the hub or torchvision has and the cache has not is downloaded.
 
     Args:
         id_or_path: a folder with config.json and weights, one weights file with config.json beside
-            it, a name of BUNDLED, or a hub id such as "google/vit-base-patch16-224".
+            it, a name of BUNDLED, a hub id such as "google/vit-base-patch16-224", or a name such as
+            "torchvision/vit_b_16" or "torchvision/vit_b_16.IMAGENET1K_SWAG_E2E_V1".
         revision: branch, tag or commit of the hub.
+        family: says what a weights file without a config.json is: "facebook", "jax", or with the
+            model's name "torchvision/vit_b_16" or "timm/vit_base_patch16_224".
 
     Raises:
         ModelUnavailableError: no such path or hub model, or no way to the hub; says what was tried.
@@ -46,7 +51,16 @@ def find(id_or_path: str | os.PathLike[str], revision: str | None = None) -> Sou
     if path.exists() or not _is_hub_id(name):
         if revision is not None:
             raise UsageError(f"{name} is on disk; revision {revision!r} has a meaning only for hub models")
-        return _find_local(path, name)
+        return _find_local(path, name, family)
+    owner, _, model = name.partition("/")
+    if owner == "torchvision":
+        if revision is not None:
+            raise UsageError(f"{name} has no revisions; its weights are named, as in {name}.IMAGENET1K_V1")
+        return _find_at_torchvision(name, model)
+    if owner == "timm" and "_clip_quickgelu_" in model:
+        # timm keeps the weights of both activations in the repository of the exact one; the name decides.
+        source = _find_on_hub(name.replace("_clip_quickgelu_", "_clip_"), revision)
+        return replace(source, name=name, config={**source.config, "architecture": model.partition(".")[0]})
     return _find_on_hub(name, revision)
 
 
@@ -59,7 +73,7 @@ def _is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
 
 
-def _find_local(path: Path, name: str) -> Source:
+def _find_local(path: Path, name: str, family: str | None) -> Source:
     if not path.exists():
         raise ModelUnavailableError(f"{name}: no such file or folder, and not a hub id of the form owner/model")
     folder = path if path.is_dir() else path.parent
@@ -69,17 +83,87 @@ def _find_local(path: Path, name: str) -> Source:
             raise CheckpointError(f"{name}: no weights in this folder; expected one of {', '.join(WEIGHTS)}")
     else:
         weights = path
-    config = folder / "config.json"
-    if not config.is_file():
-        raise CheckpointError(f"{config}: missing; it says what the tensors in {weights.name} are")
-    preprocessor = folder / "preprocessor_config.json"
+    config, preprocessor = folder / "config.json", folder / "preprocessor_config.json"
+    named, assumed = describe_family(family)
+    if not config.is_file() and named is None:
+        raise CheckpointError(
+            f"{config}: missing; it says what the tensors in {weights.name} are. Without it, name the family: "
+            "torchvision/MODEL, timm/MODEL, facebook or jax"
+        )
     return Source(
         name=name,
         revision=None,
-        config=read_json(config),
-        preprocessor=read_json(preprocessor) if preprocessor.is_file() else None,
+        config=read_json(config) if config.is_file() else named or {},
+        preprocessor=read_json(preprocessor) if preprocessor.is_file() else assumed,
         shards=tuple(folder / shard for shard in _shards(weights)),
     )
+
+
+def describe_family(family: str | None) -> tuple[dict | None, dict | None]:
+    """What config.json and preprocessor_config.json would say of a model that is only named; None where they must.
+
+    Args:
+        family: "torchvision/vit_b_16", "timm/vit_base_patch16_224", "facebook", "jax", or None.
+
+    Raises:
+        UsageError: torchvision has no such model or weights.
+    """
+    owner, _, model = (family or "").partition("/")
+    if owner == "torchvision":
+        return _torchvision_config(model)[:2]
+    if owner == "timm" and model:
+        return {"architecture": model.partition(".")[0]}, None
+    return ({}, None) if owner in ("facebook", "jax") else (None, None)
+
+
+def _torchvision_config(model: str) -> tuple[dict, dict, str]:
+    """config.json and preprocessor_config.json for one of torchvision's names, and the file with its weights."""
+    model, _, enum = model.partition(".")
+    if model not in architectures.TORCHVISION_WEIGHTS:
+        known = ", ".join(architectures.TORCHVISION_WEIGHTS)
+        raise UsageError(f"torchvision/{model}: no such model; known are {known}")
+    weights = architectures.TORCHVISION_WEIGHTS[model]
+    enum = enum or next(iter(weights))
+    if enum not in weights:
+        raise UsageError(f"torchvision/{model}: no weights {enum}; known are {', '.join(weights)}")
+    file, size, edge, resample = weights[enum]
+    sizes = architectures.TORCHVISION_SIZES[model]
+    config = {
+        "model_type": "torchvision",
+        **sizes,
+        "image_size": size,
+        "intermediate_size": 4 * sizes["hidden_size"],
+        "id2label": imagenet_labels(),
+    }
+    preprocessor = {
+        "image_processor_type": "TorchvisionPreset",
+        "size": {"shortest_edge": edge},
+        "crop_size": {"height": size, "width": size},
+        "resample": resample,
+    }
+    return config, preprocessor, file
+
+
+def _find_at_torchvision(name: str, model: str) -> Source:
+    """torchvision's file, from the folder torchvision itself keeps its downloads in, or from its server."""
+    from torch import hub
+
+    config, preprocessor, file = _torchvision_config(model)
+    path = Path(hub.get_dir()) / "checkpoints" / file
+    if not path.is_file():
+        from huggingface_hub import constants
+
+        url = architectures.TORCHVISION_URL + file
+        if constants.HF_HUB_OFFLINE:
+            raise ModelUnavailableError(f"{name}: {path} is not there and HF_HUB_OFFLINE is set; fetch {url}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # The name ends in the beginning of the file's SHA-256, which is checked before it is moved to its place.
+            digest = path.stem.rpartition("-")[2]
+            hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
+        except Exception as error:  # urllib lets its transport's many types through
+            raise ModelUnavailableError(f"{name}: downloading {url} to {path} failed ({_cause(error)})") from error
+    return Source(name=name, revision=None, config=config, preprocessor=preprocessor, shards=(path,))
 
 
 def _shards(weights: Path) -> list[str]:
