@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
@@ -32,9 +31,3 @@ def top_k(logits_BL: Tensor, labels: Mapping[int, str] | None, k: int = 5) -> li
         ]
         for indices, scores in zip(indices_BK.tolist(), scores_BK.tolist(), strict=True)
     ]
-
-
-def imagenet_labels() -> dict[int, str]:
-    """The 1000 classes of ImageNet-1k in the order every checkpoint uses, under torchvision's names for them."""
-    names = (Path(__file__).parent / "imagenet_labels.txt").read_text(encoding="utf-8").splitlines()
-    return dict(enumerate(names))

@@ -67,7 +67,7 @@ def _layers_above(name: str, depth: int) -> int:
     """How far a parameter lies below the head: 0 for norm and head, depth + 1 for the embedding."""
     if name.startswith("blocks."):
         return depth - int(name.split(".")[1])
-    return 0 if name.startswith(("norm.", "pooler.", "head.")) else depth + 1
+    return 0 if name.startswith(("norm.", "attn_pool.", "pooler.", "proj.", "head.", "head_dist.")) else depth + 1
 
 
 class StochasticDepth:
@@ -123,12 +123,15 @@ def mix(pixels: Tensor, targets: Tensor, recipe: Recipe, generator: torch.Genera
 
 
 def with_new_head(model: ViT, classes: list[str]) -> ViT:
-    """A copy of a loaded model with a fresh head for other classes; a pooler is left behind, as the paper does.
+    """A copy of a loaded model with one fresh head for other classes; pooler and projection are left behind.
 
     Section 3.2 of arXiv:2010.11929 fine-tunes with a head that is zero at first.
     """
-    copy = ViT(replace(model.config, classes=len(classes), pooler=False), attend=model.attend)
-    kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(("head.", "pooler."))}
+    pooling = "cls" if model.config.pooling == "cls&dist" else model.config.pooling
+    config = replace(model.config, classes=len(classes), pooling=pooling, pooler=False, projection=0)
+    copy = ViT(config, attend=model.attend)
+    left = ("head.", "head_dist.", "pooler.", "proj.")
+    kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(left)}
     head = {name: torch.zeros_like(tensor) for name, tensor in copy.head.state_dict(prefix="head.").items()}
     copy.load_state_dict({**kept, **head})
     copy.image_spec, copy.labels = model.image_spec, dict(enumerate(classes))

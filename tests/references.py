@@ -214,30 +214,31 @@ def _(path: Path) -> Reference:
     return _hf(path, "ViTConfig", "ViTModel", "layers", _backbone(), qkv_bias=False, make_kwargs=make)
 
 
+def _two_heads(**kwargs: Any) -> Callable:
+    def run(model: nn.Module, pixels: Tensor) -> Outputs:
+        out = model(pixel_values=pixels, **kwargs)
+        tokens = model.deit(pixel_values=pixels, **kwargs).last_hidden_state
+        return {
+            "tokens": tokens,
+            "cls": tokens[:, 0],
+            "pooled": tokens[:, :2].mean(dim=1),
+            "logits": out.logits,
+            "logits cls": out.cls_logits,
+            "logits dist": out.distillation_logits,
+        }
+
+    return run
+
+
 @case("deit", "distilled", layout="deit")
 def _(path: Path) -> Reference:
-    def two_heads(**kwargs: Any) -> Callable:
-        def run(model: nn.Module, pixels: Tensor) -> Outputs:
-            out = model(pixel_values=pixels, **kwargs)
-            tokens = model.deit(pixel_values=pixels, **kwargs).last_hidden_state
-            return {
-                "tokens": tokens,
-                "cls": tokens[:, 0],
-                "pooled": tokens[:, :2].mean(dim=1),
-                "logits": out.logits,
-                "logits cls": out.cls_logits,
-                "logits dist": out.distillation_logits,
-            }
-
-        return run
-
     return _hf(
         path,
         "DeiTConfig",
         "DeiTForImageClassificationWithTeacher",
         "deit.layers",
-        two_heads(),
-        resized=two_heads(interpolate_pos_encoding=True),
+        _two_heads(),
+        resized=_two_heads(interpolate_pos_encoding=True),
         other_sizes=((48, 56), (24, 80)),
         processor={"image_processor_type": "DeiTImageProcessor", "size": 47, "crop_size": 40},
     )
@@ -317,12 +318,12 @@ def _(path: Path) -> Reference:
     return _hf(path, "DINOv3ViTConfig", "DINOv3ViTModel", "model.layer", _backbone(), **way, **biases)
 
 
-def _unmasked(inner: str | None = None, **kwargs: Any) -> Callable:
+def _unmasked(inner: str | None = None, patch: int = 8, **kwargs: Any) -> Callable:
     """MAE shuffles its patches even when it masks none, by the order of the noise: rising noise keeps them in place."""
 
     def run(model: nn.Module, pixels: Tensor) -> Outputs:
         model = model.get_submodule(inner) if inner else model
-        patches = (pixels.shape[2] // 8) * (pixels.shape[3] // 8)
+        patches = (pixels.shape[2] // patch) * (pixels.shape[3] // patch)
         noise = torch.arange(patches).expand(len(pixels), -1)
         tokens = model(pixel_values=pixels, noise=noise, **kwargs).last_hidden_state
         return {"tokens": tokens, "cls": tokens[:, 0]}
@@ -433,22 +434,23 @@ def _(path: Path) -> Reference:
     return _torchvision(path, old_names=True)
 
 
-def _torchvision(path: Path, old_names: bool) -> Reference:
+def _torchvision(path: Path, old_names: bool, published: bool = False) -> Reference:
     """torchvision's class, small. Its files have no config.json, so the one that its table reads stands beside it."""
     import json
 
     from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
-    sizes = {"image_size": 40, "patch_size": 8, "hidden_size": 91, "num_hidden_layers": 3, "num_attention_heads": 7}
+    size, patch, depth, heads, width, hidden = (224, 32, 12, 12, 768, 3072) if published else (40, 8, 3, 7, 91, 101)
     torch.manual_seed(0)
-    model = VisionTransformer(40, 8, 3, 7, 91, 101, num_classes=11)
+    model = VisionTransformer(size, patch, depth, heads, width, hidden, num_classes=11)
     randomise(model)
     state = model.state_dict()
     if old_names:
         renamed = {".mlp.0.": ".mlp.linear_1.", ".mlp.3.": ".mlp.linear_2."}
         state = {_replaced(name, renamed): tensor for name, tensor in state.items()}
     torch.save(state, path / "model.pth")
-    config = {"model_type": "torchvision", **sizes, "intermediate_size": 101, "num_labels": 11}
+    config = {"model_type": "torchvision", "image_size": size, "patch_size": patch, "num_hidden_layers": depth}
+    config |= {"num_attention_heads": heads, "hidden_size": width, "intermediate_size": hidden, "num_labels": 11}
     (path / "config.json").write_text(json.dumps(config))
 
     def run(model: nn.Module, pixels: Tensor) -> Outputs:
@@ -457,9 +459,9 @@ def _torchvision(path: Path, old_names: bool) -> Reference:
         return {"tokens": tokens, "cls": tokens[:, 0], "pooled": tokens[:, 0], "logits": model.heads(tokens[:, 0])}
 
     def resized(model: nn.Module, pixels: Tensor) -> Outputs:
-        size = pixels.shape[-1]
-        other = VisionTransformer(size, 8, 3, 7, 91, 101, num_classes=11).to(pixels.dtype).eval()
-        other.load_state_dict(interpolate_embeddings(size, 8, dict(model.state_dict())))
+        side = pixels.shape[-1]
+        other = VisionTransformer(side, patch, depth, heads, width, hidden, num_classes=11).to(pixels.dtype).eval()
+        other.load_state_dict(interpolate_embeddings(side, patch, dict(model.state_dict())))
         blocks = other.encoder.layers
         for ours, theirs in zip(model.encoder.layers, blocks, strict=True):
             theirs._forward_hooks = ours._forward_hooks
@@ -471,7 +473,7 @@ def _torchvision(path: Path, old_names: bool) -> Reference:
         family=None,
         model=model,
         blocks=layers,
-        size=(40, 40),
+        size=(size, size),
         run=run,
         resized=resized,
         other_sizes=((48, 48), (24, 24)),  # its interpolate_embeddings knows squares only
@@ -539,11 +541,11 @@ for _name, _architecture, _changes, _layout in [
     ("deit", "deit_tiny_patch16_224", {}, "vit"),
     ("deit-distilled", "deit_base_distilled_patch16_224", {}, "deit"),
     ("deit-distilled-no-head", "deit_base_distilled_patch16_224", {"num_classes": 0}, None),
-    ("deit3", "deit3_small_patch16_224", {"num_classes": 0}, "dinov2"),
+    ("deit3", "deit3_small_patch16_224", {"num_classes": 0, "mlp_ratio": 2}, "dinov2"),
     ("dino", "vit_small_patch8_224", {"num_classes": 0}, "vit"),
-    ("dinov2", "vit_small_patch14_dinov2", {"num_classes": 0}, "dinov2"),
-    ("dinov2-reg4", "vit_small_patch14_reg4_dinov2", {"num_classes": 0}, "dinov2_with_registers"),
-    ("dinov2-giant", "vit_giant_patch14_dinov2", {"num_classes": 0, "mlp_ratio": 5.34}, "dinov2"),
+    ("dinov2", "vit_small_patch14_dinov2", {"num_classes": 0, "mlp_ratio": 3}, "dinov2"),
+    ("dinov2-reg4", "vit_small_patch14_reg4_dinov2", {"num_classes": 0, "mlp_ratio": 3}, "dinov2_with_registers"),
+    ("dinov2-giant", "vit_giant_patch14_dinov2", {"num_classes": 0, "mlp_ratio": 5.33334}, "dinov2"),
     ("clip", "vit_base_patch32_clip_224", {"num_classes": 53}, None),
     ("clip-quickgelu", "vit_base_patch16_clip_quickgelu_224", {"num_classes": 53}, None),
     ("siglip", "vit_base_patch16_siglip_224", {"num_classes": 0, "mlp_ratio": 1.3}, None),
@@ -564,8 +566,16 @@ def _facebook(
     """
     import timm
 
-    kwargs = {"depth": 3, "embed_dim": 128, "num_heads": 2, "mlp_ratio": 1.3, "num_classes": 0, "img_size": 56}
+    kwargs: dict[str, Any] = {
+        "depth": 3,
+        "embed_dim": 128,
+        "num_heads": 2,
+        "mlp_ratio": 1.3,
+        "num_classes": 0,
+        "img_size": 56,
+    }
     kwargs = {**kwargs, "patch_size": 8, **changes}
+    size, width = kwargs["img_size"], kwargs["embed_dim"]
     torch.manual_seed(0)
     model = randomise(timm.create_model(architecture, **kwargs))
     state = {_replaced(name, rename): tensor for name, tensor in model.state_dict().items()}
@@ -577,7 +587,7 @@ def _facebook(
         state["pos_embed"] = torch.cat([row, state["pos_embed"]], dim=1)
         model.cls_token.data = state["cls_token"] + row
     if "w12" in str(rename) or "ls1" in str(list(state)):
-        state["mask_token"] = torch.zeros(1, 128)
+        state["mask_token"] = torch.zeros(1, width)
     torch.save({wrap: {f"module.backbone.{k}": v for k, v in state.items()}} if wrap else state, path / "model.pth")
 
     def run(model: nn.Module, pixels: Tensor) -> Outputs:
@@ -585,7 +595,7 @@ def _facebook(
         return {"tokens": tokens, "cls": tokens[:, 0], "pooled": tokens[:, 0]}
 
     return Reference(
-        path=path / "model.pth", family="facebook", model=model, blocks=model.blocks, size=(56, 56), run=run
+        path=path / "model.pth", family="facebook", model=model, blocks=model.blocks, size=(size, size), run=run
     )
 
 
@@ -601,28 +611,34 @@ def _(path: Path) -> Reference:
 
 @case("facebook", "dinov2", layout="dinov2")
 def _(path: Path) -> Reference:
-    return _facebook(path, "vit_small_patch14_dinov2", {})
+    return _facebook(path, "vit_small_patch14_dinov2", {}, mlp_ratio=3)
 
 
 @case("facebook", "dinov2-reg", layout="dinov2_with_registers")
 def _(path: Path) -> Reference:
-    return _facebook(path, "vit_small_patch14_reg4_dinov2", {"reg_token": "register_tokens"})
+    return _facebook(path, "vit_small_patch14_reg4_dinov2", {"reg_token": "register_tokens"}, mlp_ratio=3)
 
 
 @case("facebook", "dinov2-giant", layout="dinov2")
 def _(path: Path) -> Reference:
     rename = {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"}
-    return _facebook(path, "vit_giant_patch14_dinov2", rename, mlp_ratio=5.33)
+    return _facebook(path, "vit_giant_patch14_dinov2", rename, mlp_ratio=5.375)
 
 
 # --- JAX ------------------------------------------------------------------------------------------------------
 
 
-def _jax(path: Path, prefix: str = "", classes: int = 11, compressed: bool = False) -> Reference:
+def _jax(
+    path: Path,
+    prefix: str = "",
+    classes: int = 11,
+    compressed: bool = False,
+    sizes: tuple[int, ...] = (91, 7, 101, 8, 3, 5),
+) -> Reference:
     """A .npz as vision_transformer writes it, with random arrays, read by timm's own npz loader."""
     import timm
 
-    width, heads, hidden, patch, depth, grid = 91, 7, 101, 8, 3, 5
+    width, heads, hidden, patch, depth, grid = sizes
     rng = np.random.default_rng(0)
 
     def array(*shape: int, around: float = 0.0) -> np.ndarray:
@@ -657,8 +673,8 @@ def _jax(path: Path, prefix: str = "", classes: int = 11, compressed: bool = Fal
     (np.savez_compressed if compressed else np.savez)(file, **{prefix + name: value for name, value in arrays.items()})
 
     def model_of(size: Any) -> nn.Module:
-        sizes = {"depth": depth, "embed_dim": width, "num_heads": heads, "mlp_ratio": hidden / width}
-        model = timm.create_model("vit_base_patch16_224", img_size=size, patch_size=patch, num_classes=classes, **sizes)
+        args = {"depth": depth, "embed_dim": width, "num_heads": heads, "mlp_ratio": hidden / width}
+        model = timm.create_model("vit_base_patch16_224", img_size=size, patch_size=patch, num_classes=classes, **args)
         model.load_pretrained(str(file))
         return model.eval()
 
@@ -678,7 +694,7 @@ def _jax(path: Path, prefix: str = "", classes: int = 11, compressed: bool = Fal
         family="jax",
         model=model,
         blocks=model.blocks,
-        size=(40, 40),
+        size=(grid * patch, grid * patch),
         run=run,
         resized=resized,
         other_sizes=((48, 56), (24, 80)),
@@ -693,3 +709,87 @@ def _(path: Path) -> Reference:
 @case("jax", "optimizer-target", layout="vit")
 def _(path: Path) -> Reference:
     return _jax(path, prefix="opt/target/", classes=5, compressed=True)
+
+
+# --- published sizes ------------------------------------------------------------------------------------------
+# The smallest published size of every family, whole.
+
+_TI = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
+_S = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
+_B = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+_224 = {"image_size": 224, "patch_size": 16, "num_labels": 1000, "processor": {"size": 224}}
+
+
+@case("vit", "Ti-16", full_size=True)
+def _(path: Path) -> Reference:
+    return _hf(path, "ViTConfig", "ViTForImageClassification", "vit.layers", _backbone("vit"), **_TI, **_224)
+
+
+@case("deit", "Ti-16-distilled", full_size=True)
+def _(path: Path) -> Reference:
+    kind = "DeiTConfig", "DeiTForImageClassificationWithTeacher"
+    return _hf(path, *kind, "deit.layers", _two_heads(), **_TI, **_224)
+
+
+_518 = {"image_size": 518, "patch_size": 14, "processor": {"size": 224}, "mlp_ratio": 4}
+
+
+@case("dinov2", "S-14-at-224", full_size=True)
+def _(path: Path) -> Reference:
+    made = _hf(path, "Dinov2Config", "Dinov2Model", "encoder.layer", _backbone(), **_S, **_518)
+    made.size = (224, 224)
+    return made
+
+
+@case("dinov2_with_registers", "S-14-at-224", full_size=True)
+def _(path: Path) -> Reference:
+    kind = "Dinov2WithRegistersConfig", "Dinov2WithRegistersModel"
+    made = _hf(path, *kind, "encoder.layer", _backbone(), **_S, **_518, num_register_tokens=4)
+    made.size = (224, 224)
+    return made
+
+
+@case("dinov3_vit", "S-16", full_size=True)
+def _(path: Path) -> Reference:
+    way = {**_S, **_224, "num_register_tokens": 4}
+    return _hf(path, "DINOv3ViTConfig", "DINOv3ViTModel", "model.layer", _backbone(), **way)
+
+
+@case("vit_mae", "B-16", full_size=True)
+def _(path: Path) -> Reference:
+    way = {**_B, **_224, "mask_ratio": 0.0}
+    return _hf(path, "ViTMAEConfig", "ViTMAEModel", "layers", _unmasked(patch=16), **way)
+
+
+@case("clip", "B-32", full_size=True)
+def _(path: Path) -> Reference:
+    way = {**_B, **_224, "patch_size": 32, "projection_dim": 512}
+    layers = "vision_model.encoder.layers"
+    return _hf(path, "CLIPVisionConfig", "CLIPVisionModelWithProjection", layers, _tower("vision_model"), **way)
+
+
+@case("siglip", "B-16", full_size=True)
+def _(path: Path) -> Reference:
+    return _hf(path, "SiglipVisionConfig", "SiglipVisionModel", "encoder.layers", _tower(), **_B, **_224)
+
+
+@case("torchvision", "vit_b_32", full_size=True)
+def _(path: Path) -> Reference:
+    return _torchvision(path, old_names=False, published=True)
+
+
+@case("timm", "vit_tiny_patch16_224", full_size=True)
+def _(path: Path) -> Reference:
+    whole = {"patch_size": None, "depth": None, "embed_dim": None, "num_heads": None, "mlp_ratio": None}
+    return _timm(path, "vit_tiny_patch16_224", 224, **whole, num_classes=1000)
+
+
+@case("facebook", "dino-S-16", full_size=True)
+def _(path: Path) -> Reference:
+    sizes = {"embed_dim": 384, "num_heads": 6, "depth": 12, "mlp_ratio": 4, "img_size": 224, "patch_size": 16}
+    return _facebook(path, "vit_small_patch16_224", {}, **sizes)
+
+
+@case("jax", "Ti-16", full_size=True)
+def _(path: Path) -> Reference:
+    return _jax(path, classes=1000, sizes=(192, 3, 768, 16, 12, 14))

@@ -58,7 +58,16 @@ def test_every_output_equals_the_reference_in_float64(case, reference):
     assert min(elsewhere.values()) > 1e-3
 
 
-@by_id([case for case in SMALL if case.family not in ("facebook",)])
+@by_id([case for case in CASES if case.full_size])
+def test_the_smallest_published_size_equals_the_reference_in_float64(case, tmp_path):
+    reference = case.make(tmp_path)
+    model = minivit.load(reference.path, family=reference.family, dtype=torch.float64)
+    pixels = pixels_of(reference.size, batch=1)
+    worst = differences(run_minivit(model, pixels), run_reference(reference, pixels, torch.float64))
+    assert len(worst) >= model.config.depth + 2 and max(worst.values()) <= EXACT, worst
+
+
+@by_id([case for case in SMALL if case.family != "facebook"])
 def test_other_picture_sizes_equal_the_reference_in_float64(case, reference):
     if not reference.other_sizes:
         pytest.skip("this reference is for one size, another configuration of the family for several")

@@ -13,7 +13,7 @@ from minivit.weights import convert
 from minivit.weights.files import BUNDLED, find
 from minivit.weights.save import save
 
-__all__ = ["BUNDLED", "describe", "find", "load", "save"]
+__all__ = ["BUNDLED", "describe", "find", "load", "save", "verify"]
 
 
 def load(
@@ -60,3 +60,16 @@ def describe(
         As `load`.
     """
     return convert.describe(find(id_or_path, revision, family), family)
+
+
+def verify(
+    id_or_path: str | os.PathLike[str], *, revision: str | None = None, family: str | None = None
+) -> dict[str, Any]:
+    """Whether a checkpoint makes up one model, and what stands against it, as JSON-ready facts under "good" and others.
+
+    Only config.json, preprocessor_config.json and the headers of the weight files are read.
+
+    Raises:
+        ModelUnavailableError, UsageError: as `load`; a checkpoint that falls short is no error here.
+    """
+    return convert.verify(find(id_or_path, revision, family), family)

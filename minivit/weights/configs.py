@@ -9,9 +9,8 @@ from typing import Any
 
 from minivit.config import RESAMPLES, ImageSpec, ViTConfig
 from minivit.errors import CheckpointError, UsageError
-from minivit.labels import imagenet_labels
 from minivit.weights.architectures import TIMM_ARCHITECTURES, TIMM_DEFAULTS, TIMM_TRAINING
-from minivit.weights.files import Source
+from minivit.weights.files import Source, imagenet_labels
 from minivit.weights.tables import PROCESSORS, Kind, Table
 
 Shapes = Mapping[str, tuple[int, ...]]  # source name without prefix -> shape

@@ -20,7 +20,7 @@ from minivit.weights.operations import OPERATIONS
 from minivit.weights.shards import SHORT_DTYPE, Shards
 from minivit.weights.tables import FAMILIES, Kind, Row, Spelling, Table
 
-__all__ = ["Shards", "build", "describe", "examine", "match", "read_image_spec", "table_for"]
+__all__ = ["Shards", "build", "describe", "examine", "match", "read_image_spec", "table_for", "verify"]
 
 
 def table_for(source: Source, family: str | None = None) -> Table:
@@ -162,6 +162,40 @@ def describe(source: Source, family: str | None = None) -> dict[str, Any]:
         },
         "labels": list(model.labels.values()) if model.labels else None,
         "preprocessing": str(model.image_spec) if model.image_spec else None,
+    }
+
+
+def verify(source: Source, family: str | None = None) -> dict[str, Any]:
+    """What `minivit verify` prints, as JSON-ready facts: the checkpoint against its family's table, by headers alone.
+
+    Raises:
+        UsageError: no such family.
+    """
+    facts: dict[str, Any] = {"model": source.name, "revision": source.revision, "good": False, "error": None}
+    try:
+        with Shards(source) as shards:
+            checkpoint = examine(source, shards, family=family)
+            bytes_held = sum(shard.stat().st_size for shard in source.shards)
+            dtypes = sorted(set(shards.dtypes.values()))
+            tensors = len(shards.shapes)
+    except CheckpointError as error:
+        return {**facts, "error": str(error)}
+    model = checkpoint.model
+    used = sum(part is not None for assembly in checkpoint.plan.values() for part in assembly.parts)
+    found = "found" if source.preprocessor or "pretrained_cfg" in source.config else "assumed"
+    return {
+        **facts,
+        "good": not checkpoint.faults,
+        "family": next(name for name, table in FAMILIES.items() if table is checkpoint.table),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tensors": {"in file": tensors, "used": used, "dropped": tensors - used - len(checkpoint.unexpected)},
+        "bytes": bytes_held,
+        "dtypes": dtypes,
+        "missing": checkpoint.missing,
+        "unexpected": checkpoint.unexpected,
+        "mismatched": checkpoint.mismatched,
+        "head": {"outputs": model.config.classes, "labels": len(model.labels) if model.labels else 0},
+        "preprocessing": {"from": found if model.image_spec else "none", "steps": str(model.image_spec or "")},
     }
 
 

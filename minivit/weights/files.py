@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minivit.errors import CheckpointError, ModelUnavailableError, UsageError
-from minivit.labels import imagenet_labels
 from minivit.weights import architectures
 
 BUNDLED = {"minivit/cifar10-vit": Path(__file__).parent.parent / "pretrained" / "cifar10-vit"}
@@ -114,6 +113,12 @@ def describe_family(family: str | None) -> tuple[dict | None, dict | None]:
     if owner == "timm" and model:
         return {"architecture": model.partition(".")[0]}, None
     return ({}, None) if owner in ("facebook", "jax") else (None, None)
+
+
+def imagenet_labels() -> dict[int, str]:
+    """The 1000 classes of ImageNet-1k in the order every checkpoint uses, under torchvision's names for them."""
+    names = (Path(__file__).parent / "imagenet_labels.txt").read_text(encoding="utf-8").splitlines()
+    return dict(enumerate(names))
 
 
 def _torchvision_config(model: str) -> tuple[dict, dict, str]:

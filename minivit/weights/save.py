@@ -12,7 +12,7 @@ from torch import Tensor
 from minivit.config import RESAMPLES, ImageSpec, ViTConfig
 from minivit.errors import CheckpointError, UsageError
 from minivit.model import ViT
-from minivit.weights.configs import read_config, read_image_spec
+from minivit.weights.configs import DERIVED, read_config, read_image_spec
 from minivit.weights.convert import assembly_of, rows_for, spellings
 from minivit.weights.files import Source
 from minivit.weights.operations import OPERATIONS
@@ -113,11 +113,13 @@ def config_json(config: ViTConfig, model: ViT, family: str, architecture: str) -
     return result
 
 
-def _dinov2_ratio(config: ViTConfig) -> float:
-    """The mlp_ratio from which transformers' DINOv2 arrives at this MLP; _layout finds out where none does."""
-    if config.mlp == "plain":
-        return config.mlp_width / config.width
-    return 3 * config.mlp_width / (2 * config.width)
+def _dinov2_ratio(config: ViTConfig) -> int:
+    """The mlp_ratio, for transformers a whole number, that makes this MLP; 0, which makes none, where none does."""
+    for ratio in range(1, 17):
+        sizes = {"hidden_size": config.width, "mlp_ratio": ratio, "use_swiglu_ffn": config.mlp == "swiglu"}
+        if DERIVED["dinov2"](sizes, {})["mlp_width"] == config.mlp_width:
+            return ratio
+    return 0
 
 
 def preprocessor_json(spec: ImageSpec) -> dict:
