@@ -83,7 +83,7 @@ def _find_local(path: Path, name: str, family: str | None) -> Source:
     else:
         weights = path
     config, preprocessor = folder / "config.json", folder / "preprocessor_config.json"
-    named, assumed = describe_family(family)
+    named, assumed = _config_by_name(family)
     if not config.is_file() and named is None:
         raise CheckpointError(
             f"{config}: missing; it says what the tensors in {weights.name} are. Without it, name the family: "
@@ -98,7 +98,7 @@ def _find_local(path: Path, name: str, family: str | None) -> Source:
     )
 
 
-def describe_family(family: str | None) -> tuple[dict | None, dict | None]:
+def _config_by_name(family: str | None) -> tuple[dict | None, dict | None]:
     """What config.json and preprocessor_config.json would say of a model that is only named; None where they must.
 
     Args:
