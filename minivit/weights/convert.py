@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -109,7 +110,10 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
         # Files from before torch 1.6 are no zip archives, and cannot be mapped into memory.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # unpickling damaged bytes raises nearly any type
-        raise CheckpointError(f"{path}: not a whole PyTorch file of plain tensors ({_first_line(error)})") from None
+        # torch's own words would advise to run what is in the file.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "damaged, or more than tensors, which is never run" if unsafe else _first_line(error)
+        raise CheckpointError(f"{path}: not a whole PyTorch file of plain tensors ({reason})") from None
     plain = isinstance(state, dict) and all(
         isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided
         for name, tensor in state.items()
@@ -243,9 +247,9 @@ def _plan(model: ViT, table: Table, names: dict[str, str], shards: Shards, sourc
         for name in plan[target]:
             if shards.shapes[name] != expected:
                 faults.mismatched.append(f"{name} is {list(shards.shapes[name])}, expected {list(expected)}")
-            if shards.dtypes[name] not in SHORT_DTYPE.values():
-                known = ", ".join(SHORT_DTYPE.values())
-                faults.mismatched.append(f"{name} is of type {shards.dtypes[name]}, expected one of {known}")
+            elif shards.dtypes[name] not in SHORT_DTYPE.values():
+                floats = "/".join(SHORT_DTYPE.values())
+                faults.mismatched.append(f"{name} is {shards.dtypes[name]}, expected {floats}")
     dropped = table.dropped if not model.config.classes else table.dropped | set(_both(table.pooler))
     faults.unexpected = sorted(names[name] for name in left - dropped)
     kinds = {kind: listed for kind, listed in vars(faults).items() if listed}
