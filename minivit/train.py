@@ -255,9 +255,8 @@ def train(
                     file.write(json.dumps(line) + "\n")
             report({**line, "images_per_second": recipe.batch_size / pace, "seconds_left": (steps - done) * pace})
             stopped = bool(_mean_over_processes(torch.tensor([float(stop())]))[0])
-            if stopped or done % per_epoch == 0:
-                if rank == 0:
-                    _save(out, {**state, "step": done}, model, averaged, opts)
+            if rank == 0 and (stopped or done % per_epoch == 0):
+                _save(out, {**state, "step": done}, model, averaged, opts)
             if stopped and done < steps:
                 raise KeyboardInterrupt
     return averaged.eval()
