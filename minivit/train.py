@@ -139,7 +139,7 @@ def with_new_head(model: ViT, classes: list[str]) -> ViT:
     head = {name: torch.zeros_like(tensor) for name, tensor in copy.head.state_dict(prefix="head.").items()}
     copy.load_state_dict({**kept, **head})
     copy.image_spec, copy.labels = model.image_spec, dict(enumerate(classes))
-    return copy.to(model.cls_token)
+    return copy.to(model.patch_embed.weight)
 
 
 def picture_size(step: int, steps: int, model: ViT, recipe: Recipe) -> tuple[int, int]:
@@ -186,7 +186,7 @@ def train(
     _check(model, photos, recipe, world)
     assert model.image_spec is not None
 
-    device = model.cls_token.device
+    device = model.patch_embed.weight.device
     per_epoch = len(photos) // recipe.batch_size
     steps = per_epoch * recipe.epochs
     share = recipe.batch_size // world
@@ -297,7 +297,7 @@ def _batches(pictures: int, recipe: Recipe, first: int, steps: int, rows: slice)
 
 
 def _copy(model: ViT) -> ViT:
-    copy = ViT(model.config, attend=model.attend).to(model.cls_token)
+    copy = ViT(model.config, attend=model.attend).to(model.patch_embed.weight)
     copy.load_state_dict(model.state_dict())
     copy.image_spec, copy.labels = model.image_spec, model.labels
     return copy.requires_grad_(False)
@@ -331,7 +331,7 @@ def _restore(out: Path, state: dict, model: ViT, averaged: ViT, opts: list[torch
     path = out / "checkpoint.pt"
     if not path.is_file():
         raise CheckpointError(f"{path}: nothing to resume; leave out --resume to start anew")
-    saved = torch.load(path, map_location=model.cls_token.device, weights_only=True)
+    saved = torch.load(path, map_location=model.patch_embed.weight.device, weights_only=True)
     before, now = ({**made["recipe"], **made["config"], "pictures": made["pictures"]} for made in (saved, state))
     changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
     if changed:
