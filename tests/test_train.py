@@ -177,7 +177,7 @@ def test_two_processes_have_the_loss_curve_of_one(pictures, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     for name, start in (("two", launcher), ("one", [sys.executable, "-m"])):
         command = [*start, "minivit", "train", str(pictures), "-o", str(tmp_path / name), *options]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(one) == 6
@@ -246,7 +246,7 @@ def test_sigint_saves_and_says_how_to_go_on(pictures, tmp_path):
         assert "epoch 1/4000" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         err = process.stderr.read()
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=240) == 130
     assert "--resume" in err
     assert "Traceback" not in err
     saved = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
