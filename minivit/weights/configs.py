@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -34,17 +35,27 @@ def read_config(source: Source, table: Table, shapes: Shapes) -> tuple[ViTConfig
     for key, only in table.fixed.items():
         if given.get(key, only) != only:
             raise refuse(key, f"only {only!r} is known")
-    values: dict[str, Any] = {name: given.get(key, default) for name, (key, default) in table.fields.items()}
-    if "image_size" in values:
-        size = values["image_size"]
-        values["image_size"] = tuple(size) if isinstance(size, list) else (size, size)
-        if isinstance(values["patch_size"], list):
-            if len(set(values["patch_size"])) != 1:
-                raise refuse("patch_size", "patches must be square")
-            values["patch_size"] = values["patch_size"][0]
+    values: dict[str, Any] = {}
+    for name, (key, default) in table.fields.items():
+        value = given.get(key, default)
+        if name in ("image_size", "patch_size"):
+            sides = tuple(value) if isinstance(value, list) else (value, value)
+            if len(sides) != 2 or not all(_is_like(side, 1) for side in sides):
+                raise refuse(key, "expected pixels, one number or height and width")
+            value = sides
+        elif not _is_like(value, default):
+            raise refuse(key, f"expected a value like {json.dumps(default)}")
+        values[name] = value
+    if "patch_size" in values:
+        height, values["patch_size"] = values["patch_size"]
+        if height != values["patch_size"]:
+            raise refuse(table.fields["patch_size"][0], "patches must be square")
+    if "activation" in values:
         if values["activation"] not in table.activations:
             raise refuse(table.fields["activation"][0], f"known are {', '.join(table.activations)}")
         values["activation"] = table.activations[values["activation"]]
+    if values.get("depth", 0) > len(shapes):
+        raise refuse(table.fields["depth"][0], f"the weights have only {len(shapes)} tensors")
     kind = _kind(source, table, shapes)
     try:
         derived = DERIVED[table.derived](given, shapes) if table.derived else {}
@@ -59,6 +70,13 @@ def read_config(source: Source, table: Table, shapes: Shapes) -> tuple[ViTConfig
         raise CheckpointError(f"{source.name}: config.json makes no ViT: {error}") from None
 
 
+def _is_like(value: object, default: object) -> bool:
+    """Whether a value of config.json is of the default's type; an int may stand for a float, a bool for nothing."""
+    if isinstance(default, float):
+        return _is_number(value)
+    return type(value) is type(default)
+
+
 def _has(shapes: Shapes, module: str | None) -> bool:
     """Whether any tensor of this module is in the file."""
     return module is not None and any(name.startswith((f"{module}.", f"{module}/")) for name in shapes)
@@ -66,12 +84,13 @@ def _has(shapes: Shapes, module: str | None) -> bool:
 
 def _kind(source: Source, table: Table, shapes: Shapes) -> Kind:
     """What stands behind the backbone: by config.json's architectures, else by the head that is in the file."""
-    name = (source.config.get("architectures") or [None])[0]
+    names = source.config.get("architectures") or [None]
+    name = names[0] if isinstance(names, list) else names
     if name is None:
         return next((kind for kind in table.kinds.values() if _has(shapes, kind.head)), list(table.kinds.values())[-1])
-    if name not in table.kinds:
+    if not isinstance(names, list) or name not in tuple(table.kinds):
         known = ", ".join(table.kinds)
-        raise CheckpointError(f"{source.name}: config.json has architectures = {[name]!r}; known are {known}")
+        raise CheckpointError(f"{source.name}: config.json has architectures = {names!r}; known are {known}")
     return table.kinds[name]
 
 
@@ -220,12 +239,19 @@ def read_labels(source: Source, classes: int) -> dict[int, str] | None:
     given = source.config.get("id2label") or _timm_labels(source.config, classes)
     if not classes or not given:
         return None
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
+        raise CheckpointError(f"{source.name}: config.json has an id2label that does not map numbers to names")
     try:
-        labels = {int(key): str(name) for key, name in given.items()}
+        labels = {int(key): name for key, name in given.items()}
     except ValueError:
-        raise CheckpointError(f"{source.name}: config.json has id2label keys that are no numbers") from None
+        wrong = next(key for key in given if not key.isdecimal())
+        raise CheckpointError(f"{source.name}: config.json has the id2label key {wrong!r}, expected numbers") from None
     if sorted(labels) != list(range(classes)):
-        raise CheckpointError(f"{source.name}: config.json has id2label keys other than 0 to {classes - 1}")
+        gaps = sorted(set(range(classes)) - set(labels))
+        raise CheckpointError(
+            f"{source.name}: config.json has {len(given)} id2label keys that are not 0 to {classes - 1}; "
+            f"missing: {listed([str(index) for index in gaps])}"
+        )
     if all(name == f"LABEL_{index}" for index, name in labels.items()):
         return None
     return dict(sorted(labels.items()))
@@ -293,38 +319,81 @@ def read_image_spec(given: dict, name: str, processor: str = "ViTImageProcessor"
     short = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
     if short not in PROCESSORS:
         raise CheckpointError(f"{name}: preprocessor_config.json is for {kind}; known are {', '.join(PROCESSORS)}")
-    values = {**PROCESSORS[short], **{key: value for key, value in given.items() if value is not None}}
+    values = {"do_pad": False, **PROCESSORS[short], **given}
 
     def fail(key: str) -> CheckpointError:
         return CheckpointError(
             f"{name}: preprocessor_config.json has {key} = {values[key]!r}, which minivit cannot honour"
         )
 
-    def size(key: str, square: bool) -> tuple[int, int] | int:
-        match values[key]:
-            case int(side):
-                return (side, side) if square else side
-            case {"height": int(height), "width": int(width)} | [int(height), int(width)]:
-                return height, width
-            case {"shortest_edge": int(side), **rest} if not rest.get("longest_edge"):
-                return side
-        raise fail(key)
+    def switch(key: str) -> bool:
+        if values[key] not in (True, False, None):  # null is off, as in the reference
+            raise fail(key)
+        return bool(values[key])
 
-    crop = size("crop_size", square=True) if values["do_center_crop"] else None
-    if isinstance(crop, int):
-        raise fail("crop_size")
-    if values["resample"] not in range(len(RESAMPLES)):
-        raise fail("resample")
+    def size(key: str, square: bool) -> tuple[int, int] | int:
+        value = values[key]
+        if isinstance(value, dict):
+            value = {edge: side for edge, side in value.items() if side is not None}
+        found: tuple[int, int] | int
+        match value:
+            case int(side):
+                found = (side, side) if square else side
+            case {"height": int(height), "width": int(width)} | [int(height), int(width)] if len(value) == 2:
+                found = height, width
+            case {"shortest_edge": int(side)} if len(value) == 1:
+                found = side
+            case _:
+                raise fail(key)
+        if min(found if isinstance(found, tuple) else (found,)) < 1:
+            raise fail(key)
+        return found
+
+    def channels(key: str) -> tuple[float, ...]:
+        value = values[key]
+        numbers = tuple(value) if isinstance(value, list) else (value,) * 3
+        if len(numbers) != 3 or not all(_is_number(number) for number in numbers):
+            raise fail(key)
+        return numbers
+
+    def code(key: str) -> str:
+        if type(values[key]) is not int or values[key] not in range(len(RESAMPLES)):
+            raise fail(key)
+        return RESAMPLES[values[key]]
+
+    def factor(key: str) -> float:
+        if not _is_number(values[key]):
+            raise fail(key)
+        return values[key]
+
+    if switch("do_pad"):
+        raise fail("do_pad")
+    spec: dict[str, Any] = {"resize": None, "rescale": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    spec |= {key: PROCESSORS[short][key] for key in ("float_resize", "crop_rounding")}
+    if switch("do_resize"):
+        spec |= {"resize": size("size", square=values["square"]), "resample": code("resample")}
+    if switch("do_center_crop"):
+        spec["crop"] = size("crop_size", square=True)
+        if isinstance(spec["crop"], int):
+            raise fail("crop_size")
+    if switch("do_rescale"):
+        spec["rescale"] = factor("rescale_factor")
+    if switch("do_normalize"):
+        spec |= {"mean": channels("image_mean"), "std": channels("image_std")}
+        if 0 in spec["std"]:
+            raise fail("image_std")
     try:
-        return ImageSpec(
-            resize=size("size", square=values["square"]) if values["do_resize"] else None,
-            crop=crop,
-            resample=RESAMPLES[values["resample"]],
-            float_resize=values["float_resize"],
-            crop_rounding=values["crop_rounding"],
-            rescale=float(values["rescale_factor"]) if values["do_rescale"] else 1.0,
-            mean=tuple(values["image_mean"]) if values["do_normalize"] else (0.0, 0.0, 0.0),
-            std=tuple(values["image_std"]) if values["do_normalize"] else (1.0, 1.0, 1.0),
-        )
-    except (UsageError, TypeError, ValueError) as error:
+        return ImageSpec(**spec)
+    except UsageError as error:
         raise CheckpointError(f"{name}: preprocessor_config.json makes no preprocessing: {error}") from None
+
+
+def _is_number(value: object) -> bool:
+    """A finite number of JSON, which Python reads NaN and Infinity from too; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def listed(names: list[str], most: int = 12) -> str:
+    """Names on one line, the first of them when there are many."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

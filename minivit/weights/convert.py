@@ -14,13 +14,13 @@ from torch import Tensor
 from minivit.attention import Attend, attend_sdpa
 from minivit.errors import CheckpointError, UsageError
 from minivit.model import ViT
-from minivit.weights.configs import find_preprocessor, read_config, read_image_spec, read_labels
+from minivit.weights.configs import find_preprocessor, listed, read_config, read_image_spec, read_labels
 from minivit.weights.files import Source
 from minivit.weights.operations import OPERATIONS
-from minivit.weights.shards import SHORT_DTYPE, Shards
+from minivit.weights.shards import SHORT_DTYPE, Shards, first_line, load_pickle
 from minivit.weights.tables import FAMILIES, Kind, Row, Spelling, Table
 
-__all__ = ["Shards", "build", "describe", "examine", "match", "read_image_spec", "table_for", "verify"]
+__all__ = ["Shards", "build", "describe", "examine", "load_pickle", "match", "read_image_spec", "table_for", "verify"]
 
 
 def table_for(source: Source, family: str | None = None) -> Table:
@@ -73,7 +73,7 @@ class Checkpoint:
     def faults(self) -> str:
         """Everything that is wrong, on one line; empty when the tensors make up the model."""
         kinds = {"missing": self.missing, "unexpected": self.unexpected, "mismatched": self.mismatched}
-        return "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds.items() if names)
+        return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names)
 
 
 def match(source: Source, shards: Shards, attend: Attend = attend_sdpa, family: str | None = None) -> Checkpoint:
@@ -100,10 +100,13 @@ def examine(source: Source, shards: Shards, attend: Attend = attend_sdpa, family
     if len(names) < len(shards.shapes):
         twice = sorted(set(shards.shapes) - set(names.values()))
         prefixes = " or ".join(map(repr, table.prefixes))
-        raise CheckpointError(f"{source.name}: tensors stand with and without {prefixes}: {_listed(twice)}")
+        raise CheckpointError(f"{source.name}: tensors stand with and without {prefixes}: {listed(twice)}")
     config, kind = read_config(source, table, {short: shards.shapes[name] for short, name in names.items()})
-    with torch.device("meta"):
-        model = ViT(config, attend)
+    try:
+        with torch.device("meta"):
+            model = ViT(config, attend)
+    except (RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{source.name}: config.json makes no ViT: {first_line(error)}") from None
     model.name, model.revision = source.name, source.revision
     model.labels = read_labels(source, config.classes)
     preprocessor = find_preprocessor(source, table, config)
@@ -134,13 +137,19 @@ def build(
         checkpoint = match(source, shards, attend, family)
         shapes = {name: parameter.shape for name, parameter in checkpoint.model.named_parameters()}
         for target, assembly in checkpoint.plan.items():
-            tensor = _assemble(assembly, shapes[target], shards).to(device=device, dtype=dtype)
-            if not torch.stack(tensor.aminmax()).isfinite().all():
-                parts = " + ".join(part for part in assembly.parts if part)
-                raise CheckpointError(f"{source.name}: tensor {parts} holds NaN or infinity as {dtype}")
-            state[target] = tensor
+            stored = _assemble(assembly, shapes[target], shards)
+            state[target] = stored.to(device=device, dtype=dtype)
+            if not _is_finite(state[target]):
+                name = f"{source.name}: tensor {' + '.join(part for part in assembly.parts if part)}"
+                if _is_finite(stored):
+                    raise CheckpointError(f"{name} is too large for {dtype}; load it as float32 or bfloat16")
+                raise CheckpointError(f"{name} holds NaN or infinity; the file is damaged")
     checkpoint.model.load_state_dict(state, strict=True, assign=True)
     return checkpoint.model.eval()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def describe(source: Source, family: str | None = None) -> dict[str, Any]:
@@ -281,8 +290,3 @@ def _assemble(assembly: Assembly, shape: torch.Size, shards: Shards) -> Tensor:
     whole = filled[0] if len(filled) == 1 else torch.cat(filled)
     # leading axes of 1, which the flat layout leaves out
     return whole.reshape(shape).contiguous()
-
-
-def _listed(names: list[str], most: int = 12) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

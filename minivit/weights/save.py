@@ -76,7 +76,8 @@ def _layout(config: ViTConfig, model: ViT) -> tuple[Table, Kind, dict]:
                 continue
             given = config_json(config, model, name, architecture)
             # What is optional by presence is told by the tensors that will be there.
-            shapes: dict[str, tuple[int, ...]] = {f"{table.pooler}.weight": ()} if config.pooler else {}
+            shapes: dict[str, tuple[int, ...]] = dict.fromkeys(model.state_dict(), ())
+            shapes |= {f"{table.pooler}.weight": ()} if config.pooler else {}
             source = Source(name=name, revision=None, config=given, preprocessor=None, shards=())
             try:
                 read, _ = read_config(source, table, shapes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import re
 import struct
 import zipfile
@@ -64,6 +65,8 @@ class Shards:
         try:
             file = self._stack.enter_context(safe_open(shard, framework="pt"))
             names = file.keys()
+        except PermissionError:
+            raise CheckpointError(f"{shard}: no permission to read it") from None
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{shard}: not a whole safetensors file ({error}); download it again") from None
         for name in names:
@@ -125,13 +128,24 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
             "update to torch 2.10 or use a model.safetensors file"
         )
     try:
-        # Only the zip format, PyTorch's since 1.6, can be memory-mapped.
+        # Files from before torch 1.6 are no zip archives, and cannot be mapped into memory.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # unpickling damaged bytes raises nearly any type
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: not readable as a PyTorch file of plain tensors ({reason})") from None
+        # torch's own words would advise to run what is in the file.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "damaged, or more than tensors, which is never run" if unsafe else first_line(error)
+        raise CheckpointError(f"{path}: not a whole PyTorch file of plain tensors ({reason})") from None
     if isinstance(state, dict) and len(wrapped := [key for key in WRAPPERS if isinstance(state.get(key), dict)]) == 1:
         state = state[wrapped[0]]
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    plain = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided
+        for name, tensor in state.items()
+    )
+    if not plain:
         raise CheckpointError(f"{path}: holds no plain dictionary of tensors")
     return state
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, or its type when it says nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__
