@@ -179,7 +179,7 @@ def test_gradients_equal_transformers_in_float64(hf_checkpoint):
     """The same loss has the same gradient in every parameter, so training is the same too."""
     from transformers import ViTForImageClassification
 
-    from minivit.weights.convert import source_names
+    from minivit.weights.convert import rows_for, spellings
     from minivit.weights.tables import HF_VIT
 
     folder = hf_checkpoint()
@@ -188,9 +188,10 @@ def test_gradients_equal_transformers_in_float64(hf_checkpoint):
     F.cross_entropy(ours(pixels), target).backward()
     theirs = ViTForImageClassification.from_pretrained(folder).double().eval()
     theirs(pixels, labels=target).loss.backward()
+    rows = rows_for(HF_VIT, HF_VIT.kinds["ViTForImageClassification"], ours.config)
     gradients = {name.removeprefix("vit."): parameter.grad for name, parameter in theirs.named_parameters()}
     for name, parameter in ours.named_parameters():
-        spelled = next(parts for parts in source_names(HF_VIT, name) if parts[0] in gradients)
+        spelled = next(spelling.parts for spelling in spellings(rows, name) if spelling.parts[0] in gradients)
         torch.testing.assert_close(parameter.grad, torch.cat([gradients[p] for p in spelled]), rtol=0, atol=EXACT)
 
 
