@@ -111,7 +111,7 @@ def read_npy(archive: zipfile.ZipFile, member: str) -> Tensor:
         return torch.frombuffer(bytearray(file.read()), dtype=dtype).reshape(shape)
 
 
-# Keys under which training scripts put the weights: DeiT and torchvision references, Lightning, DINO.
+# Keys under which training scripts put the weights into a .pth: DeiT and torchvision references, Lightning, DINO.
 WRAPPERS = ("model", "state_dict", "teacher")
 
 
@@ -135,8 +135,9 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
         unsafe = isinstance(error, pickle.UnpicklingError)
         reason = "damaged, or more than tensors, which is never run" if unsafe else first_line(error)
         raise CheckpointError(f"{path}: not a whole PyTorch file of plain tensors ({reason})") from None
-    if isinstance(state, dict) and len(wrapped := [key for key in WRAPPERS if isinstance(state.get(key), dict)]) == 1:
-        state = state[wrapped[0]]
+    if path.suffix != ".bin" and isinstance(state, dict):
+        wrapped = [key for key in WRAPPERS if isinstance(state.get(key), dict)]
+        state = state[wrapped[0]] if len(wrapped) == 1 else state
     plain = isinstance(state, dict) and all(
         isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided
         for name, tensor in state.items()
