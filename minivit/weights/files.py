@@ -87,7 +87,7 @@ def _find_local(path: Path, name: str, family: str | None) -> Source:
     return Source(
         name=name,
         revision=None,
-        config=read_json(config) if config.is_file() else named or {},
+        config=named or (read_json(config) if config.is_file() else {}),
         preprocessor=read_json(preprocessor) if preprocessor.is_file() else assumed,
         shards=tuple(folder / shard for shard in _shards(weights)),
     )
