@@ -21,10 +21,12 @@ from minivit.config import ImageSpec, TokenLayout, ViTConfig
 from minivit.errors import CheckpointError, ImageError, MinivitError, ModelUnavailableError, ShapeError, UsageError
 
 if TYPE_CHECKING:
+    from minivit import study, viz
     from minivit.labels import Prediction
     from minivit.model import ViT
     from minivit.predict import classify, embed, iter_classify
     from minivit.preprocess import preprocess
+    from minivit.study import trace
     from minivit.weights import load, save
 
 __version__ = "0.1.0"
@@ -47,6 +49,9 @@ __all__ = [
     "load",
     "preprocess",
     "save",
+    "study",
+    "trace",
+    "viz",
 ]
 
 _HOME = {
@@ -58,13 +63,17 @@ _HOME = {
     "load": "weights",
     "preprocess": "preprocess",
     "save": "weights",
+    "study": "study",
+    "trace": "study",
+    "viz": "viz",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'minivit' has no attribute {name!r}")
-    value = getattr(import_module(f"minivit.{_HOME[name]}"), name)
+    module = import_module(f"minivit.{_HOME[name]}")
+    value = module if _HOME[name] == name and not hasattr(module, name) else getattr(module, name)
     # `import minivit.preprocess` binds the module to this name; the function is what users call.
     globals()[name] = value
     return value
