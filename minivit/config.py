@@ -74,7 +74,7 @@ class ImageSpec:
         if self.resample not in RESAMPLES:
             raise UsageError(f"resample is {self.resample!r}; it must be one of {', '.join(RESAMPLES)}")
         if len(self.mean) != 3 or len(self.std) != 3:
-            raise UsageError(f"mean and std have {len(self.mean)} and {len(self.std)} values; RGB pictures need 3 and 3")
+            raise UsageError(f"mean and std have {len(self.mean)} and {len(self.std)} values; RGB needs 3 and 3")
         if 0 in self.std:
             raise UsageError(f"std is {self.std}; a channel cannot be divided by 0")
 

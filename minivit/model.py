@@ -17,6 +17,7 @@ class ViT(nn.Module):
 
     Attributes:
         config: the ViTConfig it was built from.
+        attend: the attention callable of every block.
         image_spec: how its pictures are prepared, or None when no checkpoint said so.
         labels: {index: name} of the head's outputs, or None.
         name, revision: where the weights came from; set by `minivit.load`.
@@ -25,6 +26,7 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig, attend: Attend = attend_sdpa):
         super().__init__()
         self.config = config
+        self.attend = attend
         self.image_spec: ImageSpec | None = None
         self.labels: dict[int, str] | None = None
         self.name: str | None = None

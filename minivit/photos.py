@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -15,6 +15,7 @@ from torch import Tensor
 from minivit.config import ImageSpec
 from minivit.errors import UsageError
 from minivit.preprocess import IMAGE_SUFFIXES, levels_from_image, open_image, resize_and_crop
+from minivit.recipe import Augmentation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,9 @@ def find_photos(source: str | Path) -> Photos:
         UsageError: nothing there, a compressed tar, no pictures, or class folders of two parents.
     """
     source = Path(source)
+    found: Mapping[str, tuple[int, int] | None]
     if source.is_dir():
-        found = {path.relative_to(source).as_posix(): None for path in source.rglob("*") if path.is_file()}
+        found = dict.fromkeys(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
     elif source.is_file():
         found = _tar_spans(source)
     else:
@@ -76,7 +78,7 @@ def find_photos(source: str | Path) -> Photos:
     )
 
 
-def _tar_spans(source: Path) -> dict[str, tuple[int, int] | None]:
+def _tar_spans(source: Path) -> dict[str, tuple[int, int]]:
     try:
         with tarfile.open(source, "r:") as tar:
             return {member.name: (member.offset_data, member.size) for member in tar if member.isfile()}
@@ -84,40 +86,20 @@ def _tar_spans(source: Path) -> dict[str, tuple[int, int] | None]:
         raise UsageError(f"{source}: not an uncompressed tar file ({error}); unpack it and name the folder") from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """How a training picture is varied. All off gives the picture as the model will later see it."""
-
-    crop: str = "none"  # "padded" (shift by up to 1/8 of the side), "resized" (random part, random aspect), "none"
-    smallest: float = 0.25  # of "resized": the smallest share of the picture's area
-    flip: bool = False  # mirror every second picture
-    operations: int = 0  # how many of OPERATIONS are applied, in the manner of RandAugment (arXiv:1909.13719)
-    magnitude: float = 0.3  # 0 to 1: how far each operation goes
-
-    def __post_init__(self) -> None:
-        if self.crop not in ("none", "padded", "resized"):
-            raise UsageError(f"crop is {self.crop!r}; it must be none, padded or resized")
-        if not 0 < self.smallest <= 1 or not 0 <= self.magnitude <= 1 or self.operations < 0:
-            raise UsageError("smallest must lie in (0, 1], magnitude in [0, 1], operations must be 0 or more")
-
-    def __call__(self, image: Image.Image, spec: ImageSpec, rng: random.Random) -> Image.Image:
-        """One variation of an RGB picture at the size of `spec`; the same `rng` state gives the same pixels."""
-        if self.crop == "resized":
-            image = resize_and_crop(image.crop(_random_box(image.size, self.smallest, rng)), _square(spec))
-        else:
-            image = resize_and_crop(image, spec)
-        if self.crop == "padded":
-            image = _shift(image, rng)
-        if self.flip and rng.random() < 0.5:
-            image = ImageOps.mirror(image)
-        for operation in rng.choices(list(OPERATIONS.values()), k=self.operations):
-            image = operation(image, self.magnitude * rng.choice((-1, 1)))
-        return image
-
-
-def _square(spec: ImageSpec) -> ImageSpec:
-    """The spec that squeezes any box to the final size, without a centre crop."""
-    return ImageSpec(resize=spec.size, resample=spec.resample)
+def augment(image: Image.Image, spec: ImageSpec, how: Augmentation, rng: random.Random) -> Image.Image:
+    """One variation of an RGB picture at the size of `spec`; the same `rng` state gives the same pixels."""
+    if how.crop == "resized":
+        part = image.crop(_random_box(image.size, how.smallest, rng))
+        image = resize_and_crop(part, ImageSpec(resize=spec.size, resample=spec.resample))
+    else:
+        image = resize_and_crop(image, spec)
+    if how.crop == "padded":
+        image = _shift(image, rng)
+    if how.flip and rng.random() < 0.5:
+        image = ImageOps.mirror(image)
+    for operation in rng.choices(list(OPERATIONS.values()), k=how.operations):
+        image = operation(image, how.magnitude * rng.choice((-1, 1)))
+    return image
 
 
 def _random_box(size: tuple[int, int], smallest: float, rng: random.Random) -> tuple[int, int, int, int]:
@@ -182,7 +164,7 @@ class AugmentedPhotos:
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
         rng = random.Random(f"{self.seed}/{epoch}/{index}")
-        image = self.augmentation(self._decoded(index), self.spec, rng)
+        image = augment(self._decoded(index), self.spec, self.augmentation, rng)
         return levels_from_image(image), self.photos.labels[index]
 
     def _decoded(self, index: int) -> Image.Image:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 from torch import Tensor
 
+from minivit.config import ImageSpec
 from minivit.errors import CheckpointError, ImageError, UsageError
-from minivit.labels import Prediction, top_k as best
+from minivit.labels import Prediction
+from minivit.labels import top_k as best
 from minivit.model import ViT
-from minivit.preprocess import Picture, open_image, pixels_from_image, resize_and_crop
+from minivit.preprocess import Picture, open_image, pixels_from_image, preprocess, resize_and_crop
 from minivit.weights import load
 
 POOLS = ("cls", "mean", "pooler", "tokens")
@@ -44,13 +46,13 @@ def iter_classify(
         CheckpointError: the model has no head or no preprocessing.
     """
     model = _loaded(model)
-    _check_pictures_fit(model)
+    spec = _spec(model)
     if not model.config.classes:
         raise CheckpointError(f"{model.name}: has no classifier, so it cannot name what it sees; use embed")
     pictures = iter(pictures)
     while batch := list(islice(pictures, batch_size)):
         results = [Classified(picture=picture) for picture in batch]
-        pixels = [_read(result, model) for result in results]
+        pixels = [_read(result, spec) for result in results]
         good = [(result, p) for result, p in zip(results, pixels, strict=True) if p is not None]
         if good:
             with torch.inference_mode():
@@ -90,26 +92,23 @@ def embed(
         ImageError: the first picture that cannot be read.
     """
     model = _loaded(model)
-    _check_pictures_fit(model)
+    spec = _spec(model)
     if pool not in POOLS:
         raise UsageError(f"pool is {pool!r}; it must be one of {', '.join(POOLS)}")
     if pool == "pooler" and model.pooler is None:
         raise UsageError(f"{model.name}: has no pooler in its checkpoint; use pool cls or mean")
     pictures = iter(_several(images))
+    pools: dict[str, Callable[[Tensor], Tensor]] = {
+        "cls": lambda tokens_BND: tokens_BND[:, 0],
+        "mean": lambda tokens_BND: tokens_BND[:, model.config.layout.prefix :].mean(dim=1),
+        "pooler": model.pool,
+        "tokens": lambda tokens_BND: tokens_BND,
+    }
     rows = []
     while batch := list(islice(pictures, batch_size)):
-        pixels = [pixels_from_image(resize_and_crop(open_image(p), model.image_spec), model.image_spec) for p in batch]
+        pixels_BCHW = _batch([preprocess(picture, spec) for picture in batch], model)
         with torch.inference_mode():
-            tokens_BND = model.features(_batch(pixels, model))
-            rows.append(
-                tokens_BND
-                if pool == "tokens"
-                else model.pool(tokens_BND)
-                if pool == "pooler"
-                else tokens_BND[:, 0]
-                if pool == "cls"
-                else tokens_BND[:, model.config.layout.prefix :].mean(dim=1)
-            )
+            rows.append(pools[pool](model.features(pixels_BCHW)))
     return torch.cat(rows)
 
 
@@ -123,8 +122,8 @@ def _loaded(model: ViT | str | os.PathLike[str]) -> ViT:
     return model if isinstance(model, ViT) else load(model)
 
 
-def _check_pictures_fit(model: ViT) -> None:
-    """Refuse before the first picture what would fail, or mislead, at every one."""
+def _spec(model: ViT) -> ImageSpec:
+    """The model's preprocessing; refuses before the first picture what would fail, or mislead, at every one."""
     if model.image_spec is None:
         raise CheckpointError(
             f"{model.name}: has no preprocessor_config.json, so nothing says how its pictures are prepared; "
@@ -135,17 +134,17 @@ def _check_pictures_fit(model: ViT) -> None:
         raise CheckpointError(f"{model.name}: reads pictures of {wanted}, its preprocessing makes: {model.image_spec}")
     if model.config.channels != 3:
         raise CheckpointError(f"{model.name}: reads {model.config.channels} channels; pictures are prepared as RGB")
+    return model.image_spec
 
 
-def _read(result: Classified, model: ViT) -> Tensor | None:
+def _read(result: Classified, spec: ImageSpec) -> Tensor | None:
     """pixels_CHW of one picture, or None with the reason put into the result."""
-    assert model.image_spec is not None
     try:
         image = open_image(result.picture, warn=result.warnings.append)
     except ImageError as error:
         result.error = error
         return None
-    return pixels_from_image(resize_and_crop(image, model.image_spec), model.image_spec)
+    return pixels_from_image(resize_and_crop(image, spec), spec)
 
 
 def _batch(pixels: list[Tensor], model: ViT) -> Tensor:

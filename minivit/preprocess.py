@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable
 from io import BytesIO
-from pathlib import Path
 from typing import IO
 
 import torch
@@ -20,9 +19,10 @@ Picture = str | os.PathLike[str] | IO[bytes] | Image.Image
 
 # Which files of a folder are taken for pictures. A file that is named outright is opened whatever its suffix.
 IMAGE_SUFFIXES = frozenset(
-    ".avif .avifs .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .jpx .pbm .pgm .png .apng .pnm .ppm .tga .tif .tiff "
-    ".webp".split()
+    {".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx"}
+    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
+
 
 def preprocess(picture: Picture, spec: ImageSpec) -> Tensor:
     """A picture as the model reads it: pixels_CHW, float32.
@@ -108,7 +108,7 @@ def _to_rgb(image: Image.Image, name: str, note: Callable[[str], None]) -> Image
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F":
-        raise ImageError("unsupported", f"{name}: floating-point pixels have no agreed range; convert it to 8 or 16 bit")
+        raise ImageError("unsupported", f"{name}: floating-point pixels have no agreed range; convert to 8 bit")
     if image.mode.startswith("I"):
         return _from_16_bit(image, name, note).convert("RGB")
     if image.has_transparency_data:

@@ -1,6 +1,6 @@
 """Train a ViT, from scratch or from a loaded checkpoint, on a folder of class folders.
 
-One file in the spirit of nanoGPT: the recipe is a dataclass, the loop is `train`. Every random
+One file in the spirit of nanoGPT: the recipe is data (recipe.py), the loop is `train`. Every random
 choice is drawn from (seed, step) or (seed, epoch, picture), so a run that is interrupted and resumed,
 or spread over several processes, takes the same steps as one that is not.
 """
@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -22,49 +22,9 @@ from torch import Tensor, nn
 
 from minivit.errors import CheckpointError, UsageError
 from minivit.model import ViT
-from minivit.photos import AugmentedPhotos, Augmentation, Photos
+from minivit.photos import AugmentedPhotos, Photos
 from minivit.preprocess import normalize
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that decides a training run, apart from the model and the pictures."""
-
-    epochs: int = 30  # passes over the pictures
-    batch_size: int = 128  # pictures per step, over all processes together
-    optimizer: str = "adamw"  # for matrices: "adamw" or "muon" (Jordan et al. 2024); all else is always AdamW
-    lr: float = 1e-3  # peak learning rate
-    weight_decay: float = 0.05  # decoupled, on matrices only
-    warmup: float = 0.05  # share of all steps in which the learning rate rises linearly
-    final_lr: float = 0.01  # share of the peak at which the cosine ends
-    clip: float = 1.0  # largest norm of the gradient; 0 leaves it alone
-    label_smoothing: float = 0.1
-    mixup: float = 0.0  # alpha of the Beta distribution (arXiv:1710.09412); 0 is off
-    cutmix: float = 0.0  # alpha of the Beta distribution (arXiv:1905.04899); 0 is off; with both, a coin decides
-    drop_path: float = 0.0  # stochastic depth (arXiv:1603.09382): rate of the last block, rising linearly from 0
-    ema: float = 0.0  # decay per step of the averaged weights that are saved and evaluated; 0 saves the last ones
-    start_size: int = 0  # progressive resizing (arXiv:2104.00298): shorter edge in pixels of the first epoch; 0 is off
-    full_size_from: float = 0.7  # share of the run after which pictures have their full size
-    layer_decay: float = 1.0  # learning-rate factor from each block to the one before it (BEiT, arXiv:2106.08254)
-    freeze: bool = False  # train the head alone: a linear probe
-    bfloat16: bool = False  # autocast the forward pass
-    compile: bool = False  # torch.compile the model
-    seed: int = 0
-    augmentation: Augmentation = field(default_factory=Augmentation)
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in ("adamw", "muon"):
-            raise UsageError(f"optimizer is {self.optimizer!r}; it must be adamw or muon")
-        if self.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-            raise UsageError(f"torch {torch.__version__} has no Muon; it needs torch 2.9 or newer, or optimizer adamw")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.batch_size % 2 and (self.mixup or self.cutmix):
-            raise UsageError(f"batch_size is {self.batch_size}; mixup and cutmix pair pictures, so it must be even")
-        for name in ("warmup", "final_lr", "label_smoothing", "drop_path", "ema", "full_size_from"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
+from minivit.recipe import Recipe
 
 
 def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
@@ -119,16 +79,16 @@ class StochasticDepth:
 
     def __init__(self, model: ViT, rate: float):
         self.keep: list[Tensor] = []
-        self.branches = [branch for block in model.blocks for branch in (block.attn, block.mlp)]
+        branches = [block.get_submodule(name) for block in model.blocks for name in ("attn", "mlp")]
         last = max(1, len(model.blocks) - 1)
-        self.rates = [rate * (i // 2) / last for i in range(len(self.branches))]
+        self.rates = [rate * (i // 2) / last for i in range(len(branches))]
         self.hooks = [
             branch.register_forward_hook(lambda module, inputs, out, i=i: out * self.keep[i] if self.keep else out)
-            for i, branch in enumerate(self.branches)
+            for i, branch in enumerate(branches)
         ]
 
-    def draw(self, batch: int, rows: slice, generator: torch.Generator) -> None:
-        chances = [torch.rand(batch, 1, 1, generator=generator)[rows] for _ in self.rates]
+    def draw(self, batch: int, rows: slice, generator: torch.Generator, device: torch.device) -> None:
+        chances = [torch.rand(batch, 1, 1, generator=generator)[rows].to(device) for _ in self.rates]
         self.keep = [(chance >= rate) / (1 - rate) for chance, rate in zip(chances, self.rates, strict=True)]
 
     def remove(self) -> None:
@@ -160,6 +120,19 @@ def mix(pixels: Tensor, targets: Tensor, recipe: Recipe, generator: torch.Genera
     else:
         pixels = share * pixels + (1 - share) * partner
     return pixels, share * targets + (1 - share) * targets.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+
+
+def with_new_head(model: ViT, classes: list[str]) -> ViT:
+    """A copy of a loaded model with a fresh head for other classes; a pooler is left behind, as the paper does.
+
+    Section 3.2 of arXiv:2010.11929 fine-tunes with a head that is zero at first.
+    """
+    copy = ViT(replace(model.config, classes=len(classes), pooler=False), attend=model.attend)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(("head.", "pooler."))}
+    head = {name: torch.zeros_like(tensor) for name, tensor in copy.head.state_dict(prefix="head.").items()}
+    copy.load_state_dict({**kept, **head})
+    copy.image_spec, copy.labels = model.image_spec, dict(enumerate(classes))
+    return copy.to(model.cls_token)
 
 
 def picture_size(step: int, steps: int, model: ViT, recipe: Recipe) -> tuple[int, int]:
@@ -231,7 +204,7 @@ def train(
     _truncate_metrics(out, first, rank)
 
     dataset = AugmentedPhotos(photos, model.image_spec, recipe.augmentation, recipe.seed)
-    loader = torch.utils.data.DataLoader(
+    loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=list(_batches(len(photos), recipe, first, steps, rows)),
         num_workers=workers,
@@ -248,11 +221,11 @@ def train(
         targets = F.one_hot(labels, len(photos.classes)).to(pixels.dtype)
         pixels, targets = mix(pixels, targets, recipe, generator)
         if stochastic_depth:
-            stochastic_depth.draw(recipe.batch_size, rows, generator)
+            stochastic_depth.draw(recipe.batch_size, rows, generator, device)
 
-        factor = learning_rate(step, steps, recipe)
+        rate = recipe.lr * learning_rate(step, steps, recipe)
         for group in (group for opt in opts for group in opt.param_groups):
-            group["lr"] = recipe.lr * group["scale"] * factor
+            group["lr"] = rate * group["scale"]
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
             logits = runner(pixels, resample=True)
             loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
@@ -265,15 +238,14 @@ def train(
         if recipe.ema:
             _average(averaged, model, min(recipe.ema, (step + 1) / (step + 10)))
 
+        done = step + 1
+        pace = (time.perf_counter() - started) / (done - first)  # seconds per step
         correct = (logits.argmax(-1) == targets.argmax(-1)).float().mean()
-        loss_value, accuracy = _mean_over_processes(torch.stack([loss.detach().float(), correct.to(loss.device)]))
-        line = {"step": step, "epoch": step // per_epoch, "loss": loss_value, "accuracy": accuracy, "lr": recipe.lr * factor}
+        mean_loss, accuracy = _mean_over_processes(torch.stack([loss.detach().float(), correct]))
+        line = {"step": step, "epoch": step // per_epoch, "loss": mean_loss, "accuracy": accuracy, "lr": rate}
         if metrics_file:
             metrics_file.write(json.dumps(line) + "\n")
-        done = step + 1
-        seconds = time.perf_counter() - started
-        speed = (done - first) * recipe.batch_size / seconds
-        report({**line, "steps": steps, "images_per_second": speed, "seconds_left": (steps - done) * seconds / (done - first)})
+        report({**line, "images_per_second": recipe.batch_size / pace, "seconds_left": (steps - done) * pace})
         stopped = bool(_mean_over_processes(torch.tensor([float(stop())]))[0])
         if stopped or done % per_epoch == 0:
             if metrics_file:
@@ -290,8 +262,12 @@ def train(
 
 
 def _check(model: ViT, photos: Photos, recipe: Recipe, world: int) -> None:
+    if recipe.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        raise UsageError(f"torch {torch.__version__} has no Muon; it needs torch 2.9 or newer, or optimizer adamw")
     if model.config.classes != len(photos.classes):
-        raise UsageError(f"the head has {model.config.classes} outputs, {photos.source} has {len(photos.classes)} classes")
+        raise UsageError(
+            f"the head has {model.config.classes} outputs, {photos.source} has {len(photos.classes)} classes"
+        )
     if model.image_spec is None or model.image_spec.size != model.config.image_size:
         raise UsageError(f"pictures come as {model.image_spec}, the model reads {model.config.image_size}")
     if len(photos) < recipe.batch_size:
@@ -312,13 +288,15 @@ def _batches(pictures: int, recipe: Recipe, first: int, steps: int, rows: slice)
     for step in range(first, steps):
         epoch, place = divmod(step, per_epoch)
         if order is None or place == 0:
-            order = torch.randperm(pictures, generator=torch.Generator().manual_seed(_mix_seed(recipe.seed, -1 - epoch)))
+            order = torch.randperm(
+                pictures, generator=torch.Generator().manual_seed(_mix_seed(recipe.seed, -1 - epoch))
+            )
         batch = order[place * recipe.batch_size : (place + 1) * recipe.batch_size].tolist()
         yield [(epoch, index) for index in batch[rows]]
 
 
 def _copy(model: ViT) -> ViT:
-    copy = ViT(model.config, attend=model.blocks[0].attn.attend).to(model.cls_token)
+    copy = ViT(model.config, attend=model.attend).to(model.cls_token)
     copy.load_state_dict(model.state_dict())
     copy.image_spec, copy.labels = model.image_spec, model.labels
     return copy.requires_grad_(False)
@@ -338,7 +316,11 @@ def _mean_over_processes(values: Tensor) -> list[float]:
 
 def _save(out: Path, state: dict, model: ViT, averaged: ViT, opts: list[torch.optim.Optimizer]) -> None:
     """Write checkpoint.pt beside the old one and put it in its place, so that a kill leaves one of the two."""
-    tensors = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimizers": [o.state_dict() for o in opts]}
+    tensors = {
+        "model": model.state_dict(),
+        "averaged": averaged.state_dict(),
+        "optimizers": [o.state_dict() for o in opts],
+    }
     torch.save({**state, **tensors}, out / "checkpoint.tmp")
     (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
 
@@ -349,12 +331,10 @@ def _restore(out: Path, state: dict, model: ViT, averaged: ViT, opts: list[torch
     if not path.is_file():
         raise CheckpointError(f"{path}: nothing to resume; leave out --resume to start anew")
     saved = torch.load(path, map_location=model.cls_token.device, weights_only=True)
-    for part, now in state.items():
-        if saved[part] != now:
-            wanted = now if isinstance(now, dict) else {part: now}
-            before = saved[part] if isinstance(now, dict) else {part: saved[part]}
-            changed = [f"{key} was {before.get(key)}, is {wanted[key]}" for key in wanted if before.get(key) != wanted[key]]
-            raise CheckpointError(f"{path}: made by another run ({'; '.join(changed)})")
+    before, now = ({**made["recipe"], **made["config"], "pictures": made["pictures"]} for made in (saved, state))
+    changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
+    if changed:
+        raise CheckpointError(f"{path}: made by another run ({'; '.join(changed)})")
     model.load_state_dict(saved["model"])
     averaged.load_state_dict(saved["averaged"])
     for opt, saved_opt in zip(opts, saved["optimizers"], strict=True):

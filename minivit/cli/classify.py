@@ -9,7 +9,16 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.console import add_model_options, add_run_options, find_pictures, load_model, positive, printable, say
+from minivit.cli.console import (
+    add_hub_options,
+    add_model_option,
+    add_run_options,
+    find_pictures,
+    load_model,
+    positive,
+    printable,
+    say,
+)
 
 if TYPE_CHECKING:
     from minivit.predict import Classified
@@ -29,9 +38,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-b", "--batch-size", type=positive, default=1, metavar="B", help="pictures at once (1)")
     parser.add_argument("-r", "--recursive", action="store_true", help="look into folders of folders")
     form = parser.add_mutually_exclusive_group()
-    for name, text in (("json", "one JSON array"), ("jsonl", "one JSON record a line"), ("csv", "a row for each label")):
+    for name, text in (
+        ("json", "one JSON array"),
+        ("jsonl", "one JSON record a line"),
+        ("csv", "a row for each label"),
+    ):
         form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=f"write {text}")
-    add_model_options(parser, default="auto")
+    add_model_option(parser)
+    add_hub_options(parser)
     add_run_options(parser)
     parser.set_defaults(run=run)
 

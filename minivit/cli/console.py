@@ -38,17 +38,20 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
-    """--model, --revision, --offline, --device, --dtype; without a default the command takes MODEL itself."""
-    if default:
-        parser.add_argument(
-            "-m",
-            "--model",
-            default=default,
-            metavar="ID|PATH",
-            help=f"hub id, folder or weights file; auto (the default) is {DEFAULT_MODEL} when it is cached "
-            f"or can be downloaded, else the bundled {BUNDLED_MODEL}",
-        )
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """--model, which defaults to `auto`."""
+    parser.add_argument(
+        "-m",
+        "--model",
+        default="auto",
+        metavar="ID|PATH",
+        help=f"hub id, folder or weights file; auto (the default) is {DEFAULT_MODEL} when it is cached "
+        f"or can be downloaded, else the bundled {BUNDLED_MODEL}",
+    )
+
+
+def add_hub_options(parser: argparse.ArgumentParser) -> None:
+    """--revision and --offline, for commands that may download a model."""
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
     parser.add_argument("--offline", action="store_true", help="never use the network (as HF_HUB_OFFLINE=1)")
 

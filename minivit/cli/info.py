@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from minivit.cli.console import add_model_options, go_offline, printable
+from minivit.cli.console import add_hub_options, go_offline, printable
 
 
 def add_parser(commands: Any) -> None:
@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="hub id, folder or weights file")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
-    add_model_options(parser)
+    add_hub_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -37,13 +37,15 @@ def text(facts: dict[str, Any]) -> str:
     c, tokens, weights, labels = facts["config"], facts["tokens"], facts["weights"], facts["labels"]
     head = f"{c['classes']} classes" if c["classes"] else "none"
     named = f"{len(labels)}: {labels[0]} ... {labels[-1]}" if labels else "none named"
-    pooled = {"cls": "class token", "mean": "mean of the patches"}[c["pooling"]] + (", tanh pooler" if c["pooler"] else "")
+    pooled = {"cls": "class token", "mean": "mean of the patches"}[c["pooling"]] + (
+        ", tanh pooler" if c["pooler"] else ""
+    )
     rows = {
         "architecture": f"{c['depth']} blocks of width {c['width']}, {c['heads']} heads of {c['width'] // c['heads']}, "
         f"MLP {c['mlp_width']} ({c['activation']}), LayerNorm eps {c['eps']:g}",
         "image": f"{c['image_size'][0]} x {c['image_size'][1]} pixels in patches of {c['patch_size']}",
         "tokens": f"{tokens['count']} = {tokens['prefix']} prefix + {tokens['grid'][0]} x {tokens['grid'][1]} patches",
-        "head": f"{head}, reads the {pooled}",
+        "head": f"{head}, on the {pooled}",
         "parameters": f"{facts['parameters']:,}",
         "weights": f"{weights['bytes'] / 1e6:,.1f} MB, {', '.join(weights['dtypes'])}, in {weights['files']} file(s)",
         "revision": facts["revision"] or "local files",

@@ -1,1 +1,1 @@
-"""Pictures of what study finds: tensors in, Pillow images and terminal text out."""
+"""Pictures of what the model does: tensors in, pictures out."""

@@ -10,10 +10,10 @@ import torch
 from minivit.attention import Attend, attend_sdpa
 from minivit.model import ViT
 from minivit.weights import convert
-from minivit.weights.files import find
+from minivit.weights.files import BUNDLED, find
 from minivit.weights.save import save
 
-__all__ = ["describe", "load", "save"]
+__all__ = ["BUNDLED", "describe", "find", "load", "save"]
 
 
 def load(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ class Shards:
             raise CheckpointError(f"{shard}: missing, though the index lists it")
         if shard.suffix != ".safetensors":
             for name, tensor in load_pickle(shard).items():
-                yield name, tuple(tensor.shape), SHORT_DTYPE.get(tensor.dtype, str(tensor.dtype)), lambda t=tensor: t
+                dtype = SHORT_DTYPE.get(tensor.dtype, str(tensor.dtype))
+                yield name, tuple(tensor.shape), dtype, tensor.detach
             return
         from safetensors import SafetensorError, safe_open
 
@@ -83,7 +85,7 @@ class Shards:
             raise CheckpointError(f"{shard}: not a whole safetensors file ({error}); download it again") from None
         for name in names:
             view = file.get_slice(name)
-            yield name, tuple(view.get_shape()), view.get_dtype(), lambda name=name: file.get_tensor(name)
+            yield name, tuple(view.get_shape()), view.get_dtype(), partial(file.get_tensor, name)
 
 
 def load_pickle(path: Path) -> dict[str, Tensor]:
@@ -328,7 +330,9 @@ def read_image_spec(given: dict, name: str) -> ImageSpec:
     values = {**PROCESSORS[short], **{key: value for key, value in given.items() if value is not None}}
 
     def fail(key: str) -> CheckpointError:
-        return CheckpointError(f"{name}: preprocessor_config.json has {key} = {values[key]!r}, which minivit cannot honour")
+        return CheckpointError(
+            f"{name}: preprocessor_config.json has {key} = {values[key]!r}, which minivit cannot honour"
+        )
 
     def size(key: str, square: bool) -> tuple[int, int] | int:
         match values[key]:

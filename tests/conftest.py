@@ -1,0 +1,73 @@
+"""What several test files need: shared photos where they are, small checkpoints written by transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+# Set before huggingface_hub is first imported: no test reaches out by accident.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# Sizes are pairwise different, primes where they can be, so that no swapped axis can pass: grid 3 x 5,
+# 16 tokens, width 7 heads of 13, MLP 101, 11 classes, patches of 8.
+SMALL = {
+    "image_size": [24, 40],
+    "patch_size": 8,
+    "hidden_size": 91,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 7,
+    "intermediate_size": 101,
+    "num_labels": 11,
+}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("the photos of ../shared/data are not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def photos(shared: Path) -> list[Path]:
+    """48 ImageNet photos and a dog."""
+    return [*sorted((shared / "photos").iterdir()), shared / "dog.jpg"]
+
+
+@pytest.fixture(scope="session")
+def hf_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that has transformers write a random ViT with its processor, once per set of arguments."""
+    made: dict[str, Path] = {}
+
+    def make(head: bool = True, seed: int = 0, **changes) -> Path:
+        from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, ViTModel
+
+        key = repr((head, seed, sorted(changes.items())))
+        if key not in made:
+            config = ViTConfig(**{**SMALL, **changes})
+            torch.manual_seed(seed)
+            model = (ViTForImageClassification if head else ViTModel)(config)
+            randomise(model)
+            made[key] = tmp_path_factory.mktemp("checkpoint")
+            model.save_pretrained(made[key])
+            height, width = config.image_size if isinstance(config.image_size, list) else [config.image_size] * 2
+            ViTImageProcessorPil(size={"height": height, "width": width}).save_pretrained(made[key])
+        return made[key]
+
+    return make
+
+
+@torch.no_grad()
+def randomise(model: torch.nn.Module) -> None:
+    """Give every parameter a value that matters: fresh models have biases of 0 and norms of 1, which hide faults."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + ("norm" in name and name.endswith("weight")))
