@@ -30,6 +30,7 @@ ARROWS = {
     "photos": {"config", "preprocess", "recipe"},
     "train": {"config", "model", "photos", "preprocess", "recipe", "weights"},
     "evaluate": {"config", "model", "photos", "preprocess", "recipe"},
+    "study": {"config", "attention", "block", "model", "study"},
     "viz": {"config", "study", "viz"},
 }
 FREE = {"__init__", "__main__", "cli"}

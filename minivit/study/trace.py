@@ -208,7 +208,7 @@ def trace(
 def _recording(model: ViT, wanted: list[Wanted], limit: int | None, grad: bool) -> Iterator[Trace]:
     result = Trace()
 
-    def begin(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def begin(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Before the first step of a forward: forget the last one, place the tokens, refuse what is too much."""
         batch, _, height, width = args[0].shape
         result.tensors.clear()
@@ -350,4 +350,3 @@ def _own(x: Tensor) -> Tensor:
     """The tensor in memory of its own; one that is a view keeps the whole of what it views alive."""
     alone = x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes
     return x if alone else x.clone(memory_format=torch.contiguous_format)
-
