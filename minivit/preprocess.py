@@ -134,7 +134,7 @@ def _from_16_bit(image: Image.Image, name: str, note: Callable[[str], None]) -> 
 def resize_and_crop(image: Image.Image, spec: ImageSpec) -> Image.Image:
     """The geometric steps of a spec on an RGB picture; a crop larger than the picture is padded with black."""
     if spec.resize:
-        image = image.resize(_resized(image.size, spec.resize), RESAMPLES.index(spec.resample))
+        image = image.resize(resized(image.size, spec.resize), RESAMPLES.index(spec.resample))
     if spec.crop:
         height, width = spec.crop
         left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -142,7 +142,7 @@ def resize_and_crop(image: Image.Image, spec: ImageSpec) -> Image.Image:
     return image
 
 
-def _resized(size: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int, int]:
+def resized(size: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int, int]:
     """Pillow's (width, height) after the resize; the longer edge is rounded down as transformers does it."""
     if not isinstance(resize, int):
         return resize[1], resize[0]
@@ -172,3 +172,19 @@ def normalize(levels: Tensor, spec: ImageSpec) -> Tensor:
     pixels = levels.double().mul(spec.rescale).float()
     mean, std = (torch.tensor(values, device=levels.device)[:, None, None] for values in (spec.mean, spec.std))
     return ((pixels - mean) / std).contiguous()
+
+
+def seen_box(size: tuple[int, int], spec: ImageSpec) -> tuple[float, float, float, float]:
+    """What the network sees of an upright picture: (left, upper, right, lower) in the picture's own pixels.
+
+    Whatever lies outside is cut off by the crop; a box that reaches beyond the picture is padded there.
+
+    Args:
+        size: (width, height) of the picture in pixels.
+    """
+    width, height = resized(size, spec.resize) if spec.resize else size
+    if not spec.crop:
+        return 0.0, 0.0, float(size[0]), float(size[1])
+    left, upper = (width - spec.crop[1]) // 2, (height - spec.crop[0]) // 2
+    across, down = size[0] / width, size[1] / height
+    return left * across, upper * down, (left + spec.crop[1]) * across, (upper + spec.crop[0]) * down

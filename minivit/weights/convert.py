@@ -318,7 +318,7 @@ def read_labels(source: Source, classes: int) -> dict[int, str] | None:
 
 
 def read_image_spec(given: dict, name: str) -> ImageSpec:
-    """preprocessor_config.json, in its old and its new form, as an ImageSpec.
+    """preprocessor_config.json, in its old and its new form, as an ImageSpec that remembers the keys it came from.
 
     Raises:
         CheckpointError: a processor or a value that cannot be honoured.
@@ -344,6 +344,14 @@ def read_image_spec(given: dict, name: str) -> ImageSpec:
                 return side
         raise fail(key)
 
+    def origin(switch: str, *keys: str) -> str:
+        """The key that switched a step off, else those of its values; and which of them the file leaves out."""
+        keys = keys if values.get(switch, True) else (switch,)
+        here = ", ".join(key for key in keys if given.get(key) is not None)
+        assumed = ", ".join(key for key in keys if given.get(key) is None)
+        stated = [f"preprocessor_config.json: {here}"] if here else []
+        return "; ".join(stated + ([f"default of {short}ImageProcessor: {assumed}"] if assumed else []))
+
     crop = size("crop_size", square=True) if values["do_center_crop"] else None
     if isinstance(crop, int):
         raise fail("crop_size")
@@ -357,6 +365,14 @@ def read_image_spec(given: dict, name: str) -> ImageSpec:
             rescale=float(values["rescale_factor"]) if values["do_rescale"] else 1.0,
             mean=tuple(values["image_mean"]) if values["do_normalize"] else (0.0, 0.0, 0.0),
             std=tuple(values["image_std"]) if values["do_normalize"] else (1.0, 1.0, 1.0),
+            source={
+                "resize": origin("do_resize", "size"),
+                "crop": origin("do_center_crop", "crop_size"),
+                "resample": origin("do_resize", "resample"),
+                "rescale": origin("do_rescale", "rescale_factor"),
+                "mean": origin("do_normalize", "image_mean"),
+                "std": origin("do_normalize", "image_std"),
+            },
         )
     except (UsageError, TypeError, ValueError) as error:
         raise CheckpointError(f"{name}: preprocessor_config.json makes no preprocessing: {error}") from None
