@@ -73,7 +73,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'minivit' has no attribute {name!r}")
     module = import_module(f"minivit.{_HOME[name]}")
-    value = module if _HOME[name] == name and not hasattr(module, name) else getattr(module, name)
+    value = getattr(module, name, module)  # study and viz are modules themselves
     # `import minivit.preprocess` binds the module to this name; the function is what users call.
     globals()[name] = value
     return value

@@ -80,7 +80,9 @@ def test_no_square_root_of_a_token_count():
         assert "int(N **" not in path.read_text(), path
 
 
-@pytest.mark.parametrize("command", [[], *[[name] for name in ("classify", "info", "train", "eval")]])
+@pytest.mark.parametrize(
+    "command", [[], *[[name] for name in ("classify", "attention", "trace", "preprocess", "info", "train", "eval")]]
+)
 def test_help_imports_no_torch(command):
     code = (
         "import sys, minivit.cli\n"

@@ -209,10 +209,8 @@ def compute(model: ViT, pixels_BCHW: Tensor, method: str, settings: dict[str, An
             model, pixels_BCHW, keep=[f"blocks.{i}.{part}" for i in layers for part in "qk"], limit=None
         )
         if settings.get("grid"):
-            heads = range(config.heads)
-            grid = [
-                [study.attention_map(trace.attention[i], layout, query=asked, head=a) for a in heads] for i in layers
-            ]
+            heads, all_probs = range(config.heads), [trace.attention[i] for i in layers]
+            grid = [[study.attention_map(probs, layout, query=asked, head=a) for a in heads] for probs in all_probs]
             return Maps(values=stacked(grid), rows=names, columns=[f"head {a}" for a in heads], title=", ".join(title))
         row = [study.attention_map(trace.attention[i], layout, query=asked, head=fused) for i in layers]
         return sheet_or_one([row], [""], names, title)
@@ -296,12 +294,16 @@ def draw(maps: Maps, photo: Any, box: Any, args: argparse.Namespace, settings: d
     """The maps as a picture: over the photo, or on one sheet."""
     from minivit import viz
 
-    text = f"{maps.title}: {METHODS[args.method][1]}"
+    meaning = METHODS[args.method][1]
     if maps.single:
-        return viz.overlay(
-            photo, maps.one(), box=box, colours=args.colours, opacity=args.opacity, smooth=args.smooth, title=text
+        title = f"{maps.title}\n{meaning}" + (
+            "" if maps.values.ndim == 3 else ", from the least of this map to its most"
         )
-    return viz.sheet(maps.values, maps.rows, maps.columns, colours=args.colours, scale=settings["scale"], title=text)
+        return viz.overlay(
+            photo, maps.one(), box=box, colours=args.colours, opacity=args.opacity, smooth=args.smooth, title=title
+        )
+    title = f"{maps.title}: {meaning}"
+    return viz.sheet(maps.values, maps.rows, maps.columns, colours=args.colours, scale=settings["scale"], title=title)
 
 
 def write_text(maps: Maps, photo: Any, box: Any, args: argparse.Namespace) -> None:

@@ -39,7 +39,7 @@ def overlay(
         colours: "blue-red", much in red, or "cubehelix", much in white.
         opacity: share of the map in each pixel, 0 to 1.
         smooth: interpolate between patches; otherwise every patch shows as the block it is.
-        title: a line for the strip.
+        title: for the strip, one line or several.
 
     Raises:
         ShapeError: not a map; UsageError: no such colours, or an opacity outside 0 to 1.
@@ -48,15 +48,17 @@ def overlay(
         raise UsageError(f"opacity is {opacity}; it is a share, from 0 to 1")
     painted = paint(photo, values_hw, box=box, colours=colours, opacity=opacity, smooth=smooth)
     size = max(11, round(photo.width / 42))
-    height = round(size * (4.4 if values_hw.ndim == 2 else 1.8))
+    lines = title.split("\n")
+    height = round(size * (1.3 * len(lines) + (3.1 if values_hw.ndim == 2 else 0.5)))
     sheet = Image.new("RGB", (photo.width, photo.height + height), PAPER)
     sheet.paste(painted)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size)
     margin, y = size // 2, photo.height + size // 4
-    draw.text((margin, y), _fit(title, font, photo.width - 2 * margin), INK, font)
+    for i, line in enumerate(lines):
+        draw.text((margin, y + round(1.3 * size * i)), _fit(line, font, photo.width - 2 * margin), INK, font)
     if values_hw.ndim == 2:
         _, low, high = to_unit(values_hw)
-        top = y + round(1.5 * size)
+        top = y + round(size * (1.3 * len(lines) + 0.2))
         draw_bar(sheet, (margin, top, photo.width - margin, top + size), colours, low, high, font)
     return sheet
 
