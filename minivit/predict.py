@@ -140,11 +140,11 @@ def image_spec_of(model: ViT) -> ImageSpec:
 def _read(result: Classified, spec: ImageSpec) -> Tensor | None:
     """pixels_CHW of one picture, or None with the reason put into the result."""
     try:
-        image = open_image(result.picture, warn=result.warnings.append)
+        image = resize_and_crop(open_image(result.picture, warn=result.warnings.append), spec)
     except ImageError as error:
         result.error = error
         return None
-    return pixels_from_image(resize_and_crop(image, spec), spec)
+    return pixels_from_image(image, spec)
 
 
 def _batch(pixels: list[Tensor], model: ViT) -> Tensor:

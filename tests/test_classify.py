@@ -205,7 +205,7 @@ def test_standard_input_in_and_a_closed_pipe_out(model, pictures):
     """`minivit classify - < a.png` works, and `| head -n 1` ends quietly."""
     with Path(pictures["a.png"]).open("rb") as file:
         process = command("classify", "-", "-m", model, "--jsonl", stdin=file)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
     assert (process.returncode, err) == (0, "")
     assert json.loads(out)["path"] == "-"
     expected = minivit.classify(pictures["a.png"], model=model)[0]
@@ -216,7 +216,7 @@ def test_standard_input_in_and_a_closed_pipe_out(model, pictures):
     process.stdout.close()
     assert process.stderr.read() == ""
     process.stderr.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=240) == 0
 
 
 def test_interrupting_leaves_valid_output_and_exits_130(model, pictures):
@@ -226,7 +226,7 @@ def test_interrupting_leaves_valid_output_and_exits_130(model, pictures):
     process.send_signal(signal.SIGINT)
     with process.stdout, process.stderr:  # read on from the same buffer, which communicate() would skip
         rest, err = process.stdout.read(), process.stderr.read()
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=240) == 130
     assert "interrupted" in err
     assert "Traceback" not in err
     assert 1 <= len(json.loads(start + rest)) < 3000

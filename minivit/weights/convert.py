@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
+import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -81,6 +85,8 @@ class Shards:
         try:
             file = self._stack.enter_context(safe_open(shard, framework="pt"))
             names = file.keys()
+        except PermissionError:
+            raise CheckpointError(f"{shard}: no permission to read it") from None
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{shard}: not a whole safetensors file ({error}); download it again") from None
         for name in names:
@@ -101,13 +107,24 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
             "update to torch 2.10 or use a model.safetensors file"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Files from before torch 1.6 are no zip archives, and cannot be mapped into memory.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # unpickling damaged bytes raises nearly any type
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: not readable as a PyTorch file of plain tensors ({reason})") from None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        # torch's own words would advise to run what is in the file.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "damaged, or more than tensors, which is never run" if unsafe else _first_line(error)
+        raise CheckpointError(f"{path}: not a whole PyTorch file of plain tensors ({reason})") from None
+    plain = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided
+        for name, tensor in state.items()
+    )
+    if not plain:
         raise CheckpointError(f"{path}: holds no plain dictionary of tensors")
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +148,11 @@ def match(source: Source, shards: Shards, attend: Attend = attend_sdpa, family: 
         twice = sorted(set(shards.shapes) - set(names.values()))
         raise CheckpointError(f"{source.name}: tensors stand with and without {table.prefix!r}: {_listed(twice)}")
     config = read_config(source, table, {short: shards.shapes[name] for short, name in names.items()})
-    with torch.device("meta"):
-        model = ViT(config, attend)
+    try:
+        with torch.device("meta"):
+            model = ViT(config, attend)
+    except (RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{source.name}: config.json makes no ViT: {_first_line(error)}") from None
     model.name, model.revision = source.name, source.revision
     model.labels = read_labels(source, config.classes)
     model.image_spec = read_image_spec(source.preprocessor, source.name) if source.preprocessor else None
@@ -160,13 +180,19 @@ def build(
         checkpoint = match(source, shards, attend, family)
         for target, parts in checkpoint.plan.items():
             tensors = [shards[part] for part in parts]
-            tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-            tensor = tensor.to(device=device, dtype=dtype)
-            if not torch.stack(tensor.aminmax()).isfinite().all():
-                raise CheckpointError(f"{source.name}: tensor {' + '.join(parts)} holds NaN or infinity as {dtype}")
-            state[target] = tensor
+            stored = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+            state[target] = stored.to(device=device, dtype=dtype)
+            if not _is_finite(state[target]):
+                name = f"{source.name}: tensor {' + '.join(parts)}"
+                if _is_finite(stored):
+                    raise CheckpointError(f"{name} is too large for {dtype}; load it as float32 or bfloat16")
+                raise CheckpointError(f"{name} holds NaN or infinity; the file is damaged")
     checkpoint.model.load_state_dict(state, strict=True, assign=True)
     return checkpoint.model.eval()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def describe(source: Source) -> dict[str, Any]:
@@ -221,6 +247,9 @@ def _plan(model: ViT, table: Table, names: dict[str, str], shards: Shards, sourc
         for name in plan[target]:
             if shards.shapes[name] != expected:
                 faults.mismatched.append(f"{name} is {list(shards.shapes[name])}, expected {list(expected)}")
+            elif shards.dtypes[name] not in SHORT_DTYPE.values():
+                floats = "/".join(SHORT_DTYPE.values())
+                faults.mismatched.append(f"{name} is {shards.dtypes[name]}, expected {floats}")
     dropped = table.dropped if not model.config.classes else table.dropped | set(_both(table.pooler))
     faults.unexpected = sorted(names[name] for name in left - dropped)
     kinds = {kind: listed for kind, listed in vars(faults).items() if listed}
@@ -261,20 +290,30 @@ def read_config(source: Source, table: Table, shapes: dict[str, tuple[int, ...]]
     def refuse(key: str, why: str) -> CheckpointError:
         return CheckpointError(f"{source.name}: config.json has {key} = {given.get(key)!r}; {why}")
 
-    values: dict[str, Any] = {name: given.get(key, default) for name, (key, default) in table.fields.items()}
-    size = values["image_size"]
-    values["image_size"] = tuple(size) if isinstance(size, list) else (size, size)
-    if isinstance(values["patch_size"], list):
-        if len(set(values["patch_size"])) != 1:
-            raise refuse("patch_size", "patches must be square")
-        values["patch_size"] = values["patch_size"][0]
+    values: dict[str, Any] = {}
+    for name, (key, default) in table.fields.items():
+        value = given.get(key, default)
+        if name in ("image_size", "patch_size"):
+            sides = tuple(value) if isinstance(value, list) else (value, value)
+            if len(sides) != 2 or not all(_is_like(side, 1) for side in sides):
+                raise refuse(key, "expected pixels, one number or height and width")
+            value = sides
+        elif not _is_like(value, default):
+            raise refuse(key, f"expected a value like {json.dumps(default)}")
+        values[name] = value
+    height, values["patch_size"] = values["patch_size"]
+    if height != values["patch_size"]:
+        raise refuse(table.fields["patch_size"][0], "patches must be square")
     if values["activation"] not in table.activations:
         raise refuse(table.fields["activation"][0], f"known are {', '.join(table.activations)}")
     values["activation"] = table.activations[values["activation"]]
+    if values["depth"] > len(shapes):
+        raise refuse(table.fields["depth"][0], f"the weights have only {len(shapes)} tensors")
 
-    architecture = (given.get("architectures") or [None])[0]
-    if architecture is not None and architecture not in table.architectures:
+    architectures = given.get("architectures") or [None]
+    if not isinstance(architectures, list) or architectures[0] not in (None, *table.architectures):
         raise refuse("architectures", f"known are {', '.join(table.architectures)}")
+    architecture = architectures[0]
     head = table.architectures[architecture] if architecture else f"{table.head}.weight" in shapes
     values["classes"] = _classes(source, table, shapes) if head else 0
     # A pooler beside a head is not used by the reference either; without a head it is the output.
@@ -283,8 +322,15 @@ def read_config(source: Source, table: Table, shapes: dict[str, tuple[int, ...]]
         raise refuse("pooler_act", "only tanh is known")
     try:
         return ViTConfig(**values)
-    except (UsageError, TypeError) as error:
+    except UsageError as error:
         raise CheckpointError(f"{source.name}: config.json makes no ViT: {error}") from None
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether a value of config.json is of the default's type; an int may stand for a float, a bool for nothing."""
+    if isinstance(default, float):
+        return _is_number(value)
+    return type(value) is type(default)
 
 
 def _classes(source: Source, table: Table, shapes: dict[str, tuple[int, ...]]) -> int:
@@ -306,12 +352,19 @@ def read_labels(source: Source, classes: int) -> dict[int, str] | None:
     given = source.config.get("id2label")
     if not classes or not given:
         return None
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
+        raise CheckpointError(f"{source.name}: config.json has an id2label that does not map numbers to names")
     try:
-        labels = {int(key): str(name) for key, name in given.items()}
+        labels = {int(key): name for key, name in given.items()}
     except ValueError:
-        raise CheckpointError(f"{source.name}: config.json has id2label keys that are no numbers") from None
+        wrong = next(key for key in given if not key.isdecimal())
+        raise CheckpointError(f"{source.name}: config.json has the id2label key {wrong!r}, expected numbers") from None
     if sorted(labels) != list(range(classes)):
-        raise CheckpointError(f"{source.name}: config.json has id2label keys other than 0 to {classes - 1}")
+        gaps = sorted(set(range(classes)) - set(labels))
+        raise CheckpointError(
+            f"{source.name}: config.json has {len(given)} id2label keys that are not 0 to {classes - 1}; "
+            f"missing: {_listed([str(index) for index in gaps])}"
+        )
     if all(name == f"LABEL_{index}" for index, name in labels.items()):
         return None
     return dict(sorted(labels.items()))
@@ -327,52 +380,85 @@ def read_image_spec(given: dict, name: str) -> ImageSpec:
     short = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
     if short not in PROCESSORS:
         raise CheckpointError(f"{name}: preprocessor_config.json is for {kind}; known are {', '.join(PROCESSORS)}")
-    values = {**PROCESSORS[short], **{key: value for key, value in given.items() if value is not None}}
+    values = {"do_pad": False, **PROCESSORS[short], **given}
 
     def fail(key: str) -> CheckpointError:
         return CheckpointError(
             f"{name}: preprocessor_config.json has {key} = {values[key]!r}, which minivit cannot honour"
         )
 
+    def switch(key: str) -> bool:
+        if values[key] not in (True, False, None):  # null is off, as in the reference
+            raise fail(key)
+        return bool(values[key])
+
     def size(key: str, square: bool) -> tuple[int, int] | int:
-        match values[key]:
+        value = values[key]
+        if isinstance(value, dict):
+            value = {edge: side for edge, side in value.items() if side is not None}
+        found: tuple[int, int] | int
+        match value:
             case int(side):
-                return (side, side) if square else side
-            case {"height": int(height), "width": int(width)} | [int(height), int(width)]:
-                return height, width
-            case {"shortest_edge": int(side), **rest} if not rest.get("longest_edge"):
-                return side
-        raise fail(key)
+                found = (side, side) if square else side
+            case {"height": int(height), "width": int(width)} | [int(height), int(width)] if len(value) == 2:
+                found = height, width
+            case {"shortest_edge": int(side)} if len(value) == 1:
+                found = side
+            case _:
+                raise fail(key)
+        if min(found if isinstance(found, tuple) else (found,)) < 1:
+            raise fail(key)
+        return found
 
-    def origin(switch: str, *keys: str) -> str:
-        """The key that switched a step off, else those of its values; and which of them the file leaves out."""
-        keys = keys if values.get(switch, True) else (switch,)
-        here = ", ".join(key for key in keys if given.get(key) is not None)
-        assumed = ", ".join(key for key in keys if given.get(key) is None)
-        stated = [f"preprocessor_config.json: {here}"] if here else []
-        return "; ".join(stated + ([f"default of {short}ImageProcessor: {assumed}"] if assumed else []))
+    def channels(key: str) -> tuple[float, ...]:
+        value = values[key]
+        numbers = tuple(value) if isinstance(value, list) else (value,) * 3
+        if len(numbers) != 3 or not all(_is_number(number) for number in numbers):
+            raise fail(key)
+        return numbers
 
-    crop = size("crop_size", square=True) if values["do_center_crop"] else None
-    if isinstance(crop, int):
-        raise fail("crop_size")
-    if values["resample"] not in range(len(RESAMPLES)):
-        raise fail("resample")
-    try:
-        return ImageSpec(
-            resize=size("size", square=values["square"]) if values["do_resize"] else None,
-            crop=crop,
-            resample=RESAMPLES[values["resample"]],
-            rescale=float(values["rescale_factor"]) if values["do_rescale"] else 1.0,
-            mean=tuple(values["image_mean"]) if values["do_normalize"] else (0.0, 0.0, 0.0),
-            std=tuple(values["image_std"]) if values["do_normalize"] else (1.0, 1.0, 1.0),
-            source={
-                "resize": origin("do_resize", "size"),
-                "crop": origin("do_center_crop", "crop_size"),
-                "resample": origin("do_resize", "resample"),
-                "rescale": origin("do_rescale", "rescale_factor"),
-                "mean": origin("do_normalize", "image_mean"),
-                "std": origin("do_normalize", "image_std"),
-            },
-        )
-    except (UsageError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{name}: preprocessor_config.json makes no preprocessing: {error}") from None
+    def code(key: str) -> str:
+        if type(values[key]) is not int or values[key] not in range(len(RESAMPLES)):
+            raise fail(key)
+        return RESAMPLES[values[key]]
+
+    def factor(key: str) -> float:
+        if not _is_number(values[key]):
+            raise fail(key)
+        return values[key]
+
+    if switch("do_pad"):
+        raise fail("do_pad")
+    spec: dict[str, Any] = {"resize": None, "rescale": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    if switch("do_resize"):
+        spec |= {"resize": size("size", square=values["square"]), "resample": code("resample")}
+    if switch("do_center_crop"):
+        spec["crop"] = size("crop_size", square=True)
+        if isinstance(spec["crop"], int):
+            raise fail("crop_size")
+    if switch("do_rescale"):
+        spec["rescale"] = factor("rescale_factor")
+    if switch("do_normalize"):
+        spec |= {"mean": channels("image_mean"), "std": channels("image_std")}
+        if 0 in spec["std"]:
+            raise fail("image_std")
+
+    def origin(step: str, key: str) -> str:
+        """Where a value was read: its key, or the switch that made it meaningless."""
+        key = key if switch(step) else step
+        return f"{'preprocessor_config.json' if key in given else f'default of {short}ImageProcessor'}: {key}"
+
+    source = {
+        "resize": origin("do_resize", "size"),
+        "resample": origin("do_resize", "resample"),
+        "crop": origin("do_center_crop", "crop_size"),
+        "rescale": origin("do_rescale", "rescale_factor"),
+        "mean": origin("do_normalize", "image_mean"),
+        "std": origin("do_normalize", "image_std"),
+    }
+    return ImageSpec(**spec, source=source)
+
+
+def _is_number(value: object) -> bool:
+    """A finite number of JSON, which Python reads NaN and Infinity from too; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,11 +50,6 @@ def find(id_or_path: str | os.PathLike[str], revision: str | None = None) -> Sou
     return _find_on_hub(name, revision)
 
 
-def is_cached(repo: str, revision: str | None = None) -> bool:
-    """Whether a hub model can be loaded without the network."""
-    return _cached(repo, "config.json", revision) is not None and any(_cached(repo, f, revision) for f in WEIGHTS)
-
-
 def _is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
 
@@ -89,18 +84,18 @@ def _shards(weights: Path) -> list[str]:
     weight_map = read_json(weights).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{weights}: no weight_map; it should say which shard holds which tensor")
-    shards = sorted({str(shard) for shard in weight_map.values()})
-    for shard in shards:
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{weights}: shard {shard!r} is not a plain file name")
-    return shards
+    kind = Path(weights.name.removesuffix(".index.json")).suffix
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or Path(shard).name != shard or Path(shard).suffix != kind:
+            raise CheckpointError(f"{weights}: shard {shard!r} is not the plain name of a {kind} file")
+    return sorted(set(weight_map.values()))
 
 
 def read_json(path: Path) -> dict:
     """A JSON file that must hold an object; raises CheckpointError naming the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected an object")
@@ -117,65 +112,103 @@ def _find_on_hub(repo: str, revision: str | None) -> Source:
         raise CheckpointError(f"{repo}: the repository has no config.json, so it is not a transformers checkpoint")
     # Every later file comes from the same commit, even if the branch moves meanwhile.
     commit = config.parent.name
-    weights = _first(_fetch(repo, file, commit) for file in WEIGHTS)
+    weights = _first(repo, WEIGHTS, commit)
     if weights is None:
         raise CheckpointError(f"{repo}: the repository has no weights; expected one of {', '.join(WEIGHTS)}")
-    preprocessor = _fetch(repo, "preprocessor_config.json", commit)
-    shards = [path for shard in _shards(weights) if (path := _fetch(repo, shard, commit))]
+    shards = [weights]
+    if weights.suffix == ".json":
+        shards = []
+        for shard in _shards(weights):
+            path = _fetch(repo, shard, commit)
+            if path is None:
+                raise CheckpointError(f"{repo}: {weights.name} lists {shard}, which the repository does not have")
+            shards.append(path)
+    try:
+        preprocessor = _fetch(repo, "preprocessor_config.json", commit)
+    except ModelUnavailableError:
+        # The weights came from the cache. There a file the repository does not have looks like one
+        # that was never fetched; without it the model runs, and refuses to prepare pictures.
+        preprocessor = None
     return Source(
         name=repo,
         revision=commit,
         config=read_json(config),
         preprocessor=read_json(preprocessor) if preprocessor else None,
-        shards=tuple(shards) if weights.suffix == ".json" else (weights,),
+        shards=tuple(shards),
     )
 
 
-def _first(paths: Iterable[Path | None]) -> Path | None:
-    return next((path for path in paths if path), None)
+def _first(repo: str, files: tuple[str, ...], commit: str) -> Path | None:
+    """The first of several files that the repository has, or if the hub is out of reach, the cache."""
+    unavailable = None
+    for file in files:
+        try:
+            path = _fetch(repo, file, commit, online=unavailable is None)
+        except ModelUnavailableError as error:
+            unavailable = unavailable or error
+        else:
+            if path:
+                return path
+    if unavailable:
+        raise unavailable
+    return None
 
 
-def _cached(repo: str, file: str, revision: str | None) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repo, file, revision=revision)
-    return Path(found) if isinstance(found, str) else None
-
-
-def _fetch(repo: str, file: str, revision: str | None) -> Path | None:
+def _fetch(repo: str, file: str, revision: str | None, *, online: bool = True) -> Path | None:
     """One file of a hub repository, from the cache or the network; None when the repository has no such file."""
-    cached = _cached(repo, file, revision)
-    if cached:
-        return cached
+    from huggingface_hub import (
+        constants,
+        errors,
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
-    from huggingface_hub import constants, errors, hf_hub_download
-
-    where = f"{constants.ENDPOINT}/{repo}" + (f" at revision {revision}" if revision else "")
-    fetch = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
-    cache = f"the cache is {constants.HF_HUB_CACHE}"
+    where = f"{constants.ENDPOINT}/{repo}"
     try:
-        return Path(hf_hub_download(repo, file, revision=revision))
-    except errors.LocalEntryNotFoundError as error:
-        tried = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{where} cannot be reached ({_cause(error)})"
-        message = f"{repo}: {file} is not cached and {tried}; {cache}; fetch it where there is a network: {fetch}"
-        raise ModelUnavailableError(message) from None
-    except errors.EntryNotFoundError:
-        return None
+        cached = try_to_load_from_cache(repo, file, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+        # Known to be absent: final for a commit, while a branch may have gained the file since.
+        if cached is not None and re.fullmatch("[0-9a-f]{40}", revision or ""):
+            return None
+        if constants.HF_HUB_OFFLINE or not online:
+            reason = "the network is switched off (--offline or HF_HUB_OFFLINE)"
+        else:
+            with suppress(errors.EntryNotFoundError):
+                # Asked once before hf_hub_download, which would knock at a closed door for minutes.
+                get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
+            return Path(hf_hub_download(repo, file, revision=revision))
+    except errors.HFValidationError as error:
+        raise ModelUnavailableError(f"{repo}: neither a path here nor a hub id ({_cause(error)})") from None
     except errors.GatedRepoError:
         message = f"{repo}: gated; accept its terms at {where}, then log in: hf auth login"
         raise ModelUnavailableError(message) from None
     except errors.RepositoryNotFoundError:
-        message = f"{repo}: not found at {where}; check the id, or log in if it is private: hf auth login"
-        raise ModelUnavailableError(message) from None
+        message = f"neither a path here nor found at {where}; check the id, or log in if it is private: hf auth login"
+        raise ModelUnavailableError(f"{repo}: {message}") from None
     except errors.RevisionNotFoundError:
         raise ModelUnavailableError(f"{repo}: no revision {revision!r} at {where}") from None
+    except errors.LocalEntryNotFoundError as error:
+        reason = _cause(error)
+    except errors.EntryNotFoundError:
+        return None
     except Exception as error:  # the hub's client lets its transport's many types through
-        message = f"{repo}: downloading {file} from {where} failed ({_cause(error)}); {cache}; try again: {fetch}"
-        raise ModelUnavailableError(message) from error
+        reason = _cause(error)
+    fetch = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
+    raise ModelUnavailableError(
+        f"{repo}: {file} is not cached and could not be downloaded from {where}: {reason}; "
+        f"the cache is {constants.HF_HUB_CACHE}; fetch it where there is a network: {fetch}"
+    )
 
 
 def _cause(error: BaseException) -> str:
     """The innermost reason of a chain of exceptions, on one line."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    response = getattr(error, "response", None)
+    if response is not None:
+        said = response.headers.get("X-Error-Message")
+        return f"it answered {response.status_code}" + (f", {said}" if said else "")
     return " ".join(str(error).split()) or type(error).__name__
