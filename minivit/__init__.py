@@ -23,10 +23,12 @@ from minivit.config import ImageSpec, TokenLayout, ViTConfig
 from minivit.errors import CheckpointError, ImageError, MinivitError, ModelUnavailableError, ShapeError, UsageError
 
 if TYPE_CHECKING:
+    from minivit import study, viz
     from minivit.labels import Prediction
     from minivit.model import ViT
     from minivit.predict import classify, embed, iter_classify
     from minivit.preprocess import preprocess
+    from minivit.study import trace
     from minivit.weights import load, save
 
 __version__ = "0.1.0"
@@ -49,6 +51,9 @@ __all__ = [
     "load",
     "preprocess",
     "save",
+    "study",
+    "trace",
+    "viz",
 ]
 
 _HOME = {
@@ -60,10 +65,11 @@ _HOME = {
     "load": "weights",
     "preprocess": "preprocess",
     "save": "weights",
+    "trace": "study",
 }
 
 
-_PACKAGES = ("weights",)
+_PACKAGES = ("study", "viz", "weights")
 
 
 def __getattr__(name: str) -> object:

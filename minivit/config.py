@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from minivit.errors import ShapeError, UsageError
@@ -77,6 +78,7 @@ class ImageSpec:
     rescale: float = 1 / 255  # factor from the 8-bit value to the one that is normalised
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # per channel, after the rescale
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    source: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # field -> where it was read
 
     def __post_init__(self) -> None:
         if self.resample not in RESAMPLES:

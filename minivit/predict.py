@@ -46,7 +46,7 @@ def iter_classify(
         CheckpointError: the model has no head or no preprocessing.
     """
     model = _loaded(model)
-    spec = _spec(model)
+    spec = image_spec_of(model)
     if not model.config.classes:
         raise CheckpointError(f"{model.name}: has no classifier, so it cannot name what it sees; use embed")
     pictures = iter(pictures)
@@ -93,7 +93,7 @@ def embed(
         ImageError: the first picture that cannot be read.
     """
     model = _loaded(model)
-    spec = _spec(model)
+    spec = image_spec_of(model)
     if pool not in POOLS:
         raise UsageError(f"pool is {pool!r}; it must be one of {', '.join(POOLS)}")
     absent = {
@@ -130,7 +130,7 @@ def _loaded(model: ViT | str | os.PathLike[str]) -> ViT:
     return model if isinstance(model, ViT) else load(model)
 
 
-def _spec(model: ViT) -> ImageSpec:
+def image_spec_of(model: ViT) -> ImageSpec:
     """The model's preprocessing; refuses before the first picture what would fail, or mislead, at every one."""
     if model.image_spec is None:
         raise CheckpointError(

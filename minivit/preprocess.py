@@ -182,7 +182,7 @@ def resize_and_crop(image: Image.Image, spec: ImageSpec, *, name: str = "the pic
             beyond Pillow's decompression limit.
     """
     if spec.resize and not spec.float_resize:
-        width, height = _resized(image.size, spec.resize)
+        width, height = resized(image.size, spec.resize)
         if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
             sizes = f"{image.width} x {image.height} pixels would become {width} x {height}"
             raise ImageError("too_large", f"{name}: refused, {sizes} (resize shorter edge to {spec.resize})")
@@ -199,7 +199,7 @@ def _margin(spare: int, rounding: str) -> int:
     return spare // 2 if rounding == "down" else round(spare / 2)
 
 
-def _resized(size: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int, int]:
+def resized(size: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int, int]:
     """Pillow's (width, height) after the resize; the longer edge is rounded down as transformers does it."""
     if not isinstance(resize, int):
         return resize[1], resize[0]
@@ -243,3 +243,19 @@ def _standardise(pixels: Tensor, spec: ImageSpec) -> Tensor:
     """Rescaled pixels (..., C, H, W) -> (pixels - mean) / std."""
     mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None].to(pixels) for v in (spec.mean, spec.std))
     return ((pixels - mean) / std).contiguous()
+
+
+def seen_box(size: tuple[int, int], spec: ImageSpec) -> tuple[float, float, float, float]:
+    """What the network sees of an upright picture: (left, upper, right, lower) in the picture's own pixels.
+
+    Whatever lies outside is cut off by the crop; a box that reaches beyond the picture is padded there.
+
+    Args:
+        size: (width, height) of the picture in pixels.
+    """
+    width, height = resized(size, spec.resize) if spec.resize else size
+    if not spec.crop:
+        return 0.0, 0.0, float(size[0]), float(size[1])
+    left, upper = (_margin(a - b, spec.crop_rounding) for a, b in ((width, spec.crop[1]), (height, spec.crop[0])))
+    across, down = size[0] / width, size[1] / height
+    return left * across, upper * down, (left + spec.crop[1]) * across, (upper + spec.crop[0]) * down

@@ -30,6 +30,7 @@ ARROWS = {
     "photos": {"config", "preprocess", "recipe"},
     "train": {"config", "model", "photos", "preprocess", "recipe", "weights"},
     "evaluate": {"config", "model", "photos", "preprocess", "recipe"},
+    "study": {"config", "attention", "block", "model", "study"},
     "viz": {"config", "study", "viz"},
 }
 FREE = {"__init__", "__main__", "cli"}
@@ -79,9 +80,10 @@ def test_no_square_root_of_a_token_count():
         assert "int(N **" not in path.read_text(), path
 
 
-@pytest.mark.parametrize(
-    "command", [[], *[[name] for name in ("classify", "info", "models", "verify", "convert", "train", "eval")]]
-)
+NAMES = "classify attention trace preprocess info models verify convert train eval"
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in NAMES.split())])
 def test_help_imports_no_torch(command):
     code = (
         "import sys, minivit.cli\n"

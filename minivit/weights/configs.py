@@ -244,7 +244,7 @@ def read_labels(source: Source, classes: int) -> dict[int, str] | None:
     try:
         labels = {int(key): name for key, name in given.items()}
     except ValueError:
-        wrong = next(key for key in given if not key.isdecimal())
+        wrong = next(key for key in given if not str(key).isdecimal())
         raise CheckpointError(f"{source.name}: config.json has the id2label key {wrong!r}, expected numbers") from None
     if sorted(labels) != list(range(classes)):
         gaps = sorted(set(range(classes)) - set(labels))
@@ -267,17 +267,17 @@ def _timm_labels(config: dict, classes: int) -> dict[int, str] | None:
     return {index: described.get(name, name) for index, name in enumerate(names)}
 
 
-def find_preprocessor(source: Source, table: Table, config: ViTConfig) -> dict | None:
-    """The contents of preprocessor_config.json: the file's own, timm's pretrained_cfg, or what the family assumes."""
+def find_preprocessor(source: Source, table: Table, config: ViTConfig) -> tuple[dict | None, str]:
+    """The contents of preprocessor_config.json and where they are from: the file, pretrained_cfg, or the family."""
     if source.preprocessor is not None:
-        return source.preprocessor
+        return source.preprocessor, "preprocessor_config.json"
     height, width = config.image_size
     pretrained = source.config.get("pretrained_cfg")
     if isinstance(pretrained, dict):
-        return _timm_preprocessor(pretrained, height, width)
+        return _timm_preprocessor(pretrained, height, width), "config.json's pretrained_cfg"
     if table.assumed and "size" in table.assumed and table.assumed["size"] is None:
-        return {**table.assumed, "size": {"height": height, "width": width}}
-    return table.assumed
+        return {**table.assumed, "size": {"height": height, "width": width}}, "assumed for the family"
+    return table.assumed, "assumed for the family"
 
 
 def _timm_preprocessor(pretrained: dict, height: int, width: int) -> dict:
@@ -306,11 +306,14 @@ def _timm_preprocessor(pretrained: dict, height: int, width: int) -> dict:
     }
 
 
-def read_image_spec(given: dict, name: str, processor: str = "ViTImageProcessor") -> ImageSpec:
-    """preprocessor_config.json, in its old and its new form, as an ImageSpec.
+def read_image_spec(
+    given: dict, name: str, processor: str = "ViTImageProcessor", where: str = "preprocessor_config.json"
+) -> ImageSpec:
+    """preprocessor_config.json, in its old and its new form, as an ImageSpec that remembers the keys it came from.
 
     Args:
         processor: the class whose defaults count where the file names none.
+        where: what the values were read from, for the spec's memory.
 
     Raises:
         CheckpointError: a processor or a value that cannot be honoured.
@@ -382,8 +385,22 @@ def read_image_spec(given: dict, name: str, processor: str = "ViTImageProcessor"
         spec |= {"mean": channels("image_mean"), "std": channels("image_std")}
         if 0 in spec["std"]:
             raise fail("image_std")
+
+    def origin(step: str, key: str) -> str:
+        """Where a value was read: its key, or the switch that made it meaningless."""
+        key = key if switch(step) else step
+        return f"{where if key in given else f'default of {short}ImageProcessor'}: {key}"
+
+    source = {
+        "resize": origin("do_resize", "size"),
+        "resample": origin("do_resize", "resample"),
+        "crop": origin("do_center_crop", "crop_size"),
+        "rescale": origin("do_rescale", "rescale_factor"),
+        "mean": origin("do_normalize", "image_mean"),
+        "std": origin("do_normalize", "image_std"),
+    }
     try:
-        return ImageSpec(**spec)
+        return ImageSpec(**spec, source=source)
     except UsageError as error:
         raise CheckpointError(f"{name}: preprocessor_config.json makes no preprocessing: {error}") from None
 

@@ -109,8 +109,8 @@ def examine(source: Source, shards: Shards, attend: Attend = attend_sdpa, family
         raise CheckpointError(f"{source.name}: config.json makes no ViT: {first_line(error)}") from None
     model.name, model.revision = source.name, source.revision
     model.labels = read_labels(source, config.classes)
-    preprocessor = find_preprocessor(source, table, config)
-    model.image_spec = read_image_spec(preprocessor, source.name, table.processor) if preprocessor else None
+    preprocessor, where = find_preprocessor(source, table, config)
+    model.image_spec = read_image_spec(preprocessor, source.name, table.processor, where) if preprocessor else None
     checkpoint = Checkpoint(table=table, model=model)
     _plan(checkpoint, kind, names, shards)
     return checkpoint
