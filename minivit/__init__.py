@@ -14,17 +14,21 @@ Reading order: config, preprocess, embed, attention, block, model, labels; then 
 `import minivit` is light: torch is imported when a name that needs it is first used.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from minivit.config import ImageSpec, TokenLayout, ViTConfig
 from minivit.errors import CheckpointError, ImageError, MinivitError, ModelUnavailableError, ShapeError, UsageError
 
 if TYPE_CHECKING:
+    from minivit import study, viz
     from minivit.labels import Prediction
     from minivit.model import ViT
     from minivit.predict import classify, embed, iter_classify
     from minivit.preprocess import preprocess
+    from minivit.study import trace
     from minivit.weights import load, save
 
 __version__ = "0.1.0"
@@ -47,6 +51,9 @@ __all__ = [
     "load",
     "preprocess",
     "save",
+    "study",
+    "trace",
+    "viz",
 ]
 
 _HOME = {
@@ -58,13 +65,30 @@ _HOME = {
     "load": "weights",
     "preprocess": "preprocess",
     "save": "weights",
+    "trace": "study",
 }
 
 
+_PACKAGES = ("study", "viz", "weights")
+
+
 def __getattr__(name: str) -> object:
+    if name in _PACKAGES:
+        return import_module(f"minivit.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'minivit' has no attribute {name!r}")
     value = getattr(import_module(f"minivit.{_HOME[name]}"), name)
-    # `import minivit.preprocess` binds the module to this name; the function is what users call.
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """Keeps `minivit.preprocess` and `minivit.embed` the functions: importing the modules of these names,
+    which hold one stage of the way each, would otherwise bind the modules here."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -42,6 +42,22 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
+def rotate(x_BANK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn queries or keys by the place of their patch; the prefix tokens in front, which have none, stay.
+
+    Rotary positions (Su et al. 2021, arXiv:2104.09864, equation 34) with channel i paired to i + K/2,
+    as DINOv3 does (arXiv:2508.10104; transformers' modeling_dinov3_vit.py, apply_rotary_pos_emb).
+
+    Args:
+        rope: cosines and sines, both (P, K), from `embed.rope_angles`.
+    """
+    cos_PK, sin_PK = rope
+    prefix, x = x_BANK.split([x_BANK.shape[2] - len(cos_PK), len(cos_PK)], dim=2)
+    first, second = x.chunk(2, dim=-1)
+    turned = x * cos_PK + torch.cat([-second, first], dim=-1) * sin_PK
+    return torch.cat([prefix, turned], dim=2)
+
+
 class SelfAttention(nn.Module):
     """Tokens look at each other, once per head: (B, N, D) -> (B, N, D)."""
 
@@ -53,14 +69,48 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)  # rows in the order q, k, v
         self.proj = nn.Linear(config.width, config.width)
 
-    def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The fused projection as its heads: (B, N, 3*D) -> q, k, v, each a (B, A, N, K) view."""
+    def split(self, qkv: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What `qkv` put out, as q, k, v exactly as `attend` sees them: (B, N, 3*D) -> three (B, A, N, K).
+
+        Without `rope` they are views; with it (`ViT.rope` of the picture's layout) q and k are rotated.
+        """
         # (B, N, 3*D) -> (B, N, 3, A, K) -> (3, B, A, N, K)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return q, k, v
+        return (q, k, v) if rope is None else (rotate(q, rope), rotate(k, rope), v)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.split(self.qkv(x))
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        q, k, v = self.split(self.qkv(x), rope)
         mix_BANK = self.attend(q, k, v, scale=self.scale)
         # (B, A, N, K) -> (B, N, A, K) -> (B, N, D)
         return self.proj(mix_BANK.transpose(1, 2).flatten(2))
+
+
+class AttentionPool(nn.Module):
+    """One learned query attends to all tokens, then an MLP: (B, N, D) -> (B, D), the MAP head of SigLIP.
+
+    Zhai et al. 2022 (arXiv:2106.04560, section 3.2); transformers' SiglipMultiheadAttentionPoolingHead
+    and timm's AttentionPoolLatent. The seam is not asked: it belongs to the blocks.
+    """
+
+    def __init__(self, config: ViTConfig, mlp: nn.Module):
+        super().__init__()
+        self.heads = config.heads
+        self.scale = config.head_dim**-0.5
+        self.latent = nn.Parameter(torch.empty(1, 1, config.width))
+        self.qkv = nn.Linear(config.width, 3 * config.width)  # rows in the order q, k, v
+        self.proj = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = x.shape[-1]
+        query_B1D = F.linear(self.latent, self.qkv.weight[:width], self.qkv.bias[:width]).expand(len(x), -1, -1)
+        kv = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
+        # (B, 1, D) -> (B, 1, A, K) -> (B, A, 1, K)
+        q = query_B1D.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        # (B, N, 2*D) -> (B, N, 2, A, K) -> (2, B, A, N, K)
+        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mix_BA1K = attend_sdpa(q, k, v, scale=self.scale)
+        # (B, A, 1, K) -> (B, D)
+        pooled_BD = self.proj(mix_BA1K.flatten(1))
+        return pooled_BD + self.mlp(self.norm(pooled_BD))

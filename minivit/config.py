@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from minivit.errors import ShapeError, UsageError
@@ -10,9 +11,15 @@ from minivit.errors import ShapeError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
-POOLINGS = ("cls", "mean")
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
+MLPS = ("plain", "swiglu")
+POSITIONS = ("learned", "learned_all", "learned_patches", "rope")
+POSITION_RESAMPLINGS = ("hf", "dinov2", "timm", "dino", "torchvision", "npz", "jax")  # see embed.resample_positions
+NORMS = ("tokens", "pooled")
+POOLINGS = ("cls", "mean", "cls+mean", "cls&dist", "map")
 RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in the order of Pillow's codes 0 to 5
+FLOAT_RESAMPLES = ("bilinear", "bicubic")  # of these, the ones PyTorch has for a resize in float32
+CROP_ROUNDINGS = ("down", "even")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +73,22 @@ class ImageSpec:
     resize: tuple[int, int] | int | None  # (height, width), or the shorter edge, in pixels; None leaves the size
     crop: tuple[int, int] | None = None  # centre crop (height, width) in pixels, after the resize
     resample: str = "bilinear"  # one of RESAMPLES, Pillow's filter of that name
+    float_resize: bool = False  # resize after the rescale, in float32 with PyTorch's antialiased filter (DINOv3)
+    crop_rounding: str = "down"  # of half a pixel beside the crop: "down" (transformers), "even" (torchvision, timm)
     rescale: float = 1 / 255  # factor from the 8-bit value to the one that is normalised
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # per channel, after the rescale
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    source: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # field -> where it was read
 
     def __post_init__(self) -> None:
         if self.resample not in RESAMPLES:
             raise UsageError(f"resample is {self.resample!r}; it must be one of {', '.join(RESAMPLES)}")
+        possible = isinstance(self.resize, tuple) and not self.crop and self.resample in FLOAT_RESAMPLES
+        if self.float_resize and not possible:
+            known = " or ".join(FLOAT_RESAMPLES)
+            raise UsageError(f"a resize in float32 goes to (height, width) by {known}, without a crop")
+        if self.crop_rounding not in CROP_ROUNDINGS:
+            raise UsageError(f"crop_rounding is {self.crop_rounding!r}; it must be one of {', '.join(CROP_ROUNDINGS)}")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise UsageError(f"mean and std have {len(self.mean)} and {len(self.std)} values; RGB needs 3 and 3")
         if 0 in self.std:
@@ -91,7 +107,8 @@ class ImageSpec:
             steps.append(f"resize to {self.resize[0]} x {self.resize[1]} ({self.resample})")
         if self.crop:
             steps.append(f"centre crop {self.crop[0]} x {self.crop[1]}")
-        steps.append("x 1/255" if self.rescale == 1 / 255 else f"x {self.rescale:g}")
+        scaling = "x 1/255" if self.rescale == 1 / 255 else f"x {self.rescale:g}"
+        steps = [scaling, *steps] if self.float_resize else [*steps, scaling]
         steps.append(f"- mean {self.mean}, / std {self.std}")
         return ", ".join(steps)
 
@@ -108,11 +125,30 @@ class ViTConfig:
     heads: int = 12  # A, attention heads per block
     mlp_width: int = 3072  # F, the hidden size of the MLP
     classes: int = 1000  # L, outputs of the head; 0 means no head, the model returns pooled_BD
+
+    # Tokens and positions
+    cls_token: bool = True  # a class token stands first
+    dist_token: bool = False  # a distillation token behind it (DeiT)
+    registers: int = 0  # register tokens between those and the patches (DINOv2 with registers, DINOv3)
+    positions: str = "learned"  # rows for all but registers; _all: for those too; _patches: for patches; or "rope"
+    rope_theta: float = 100.0  # base of the rotary frequencies, where positions is "rope"
+    position_resampling: str = "hf"  # how learned positions are stretched to another size, one of POSITION_RESAMPLINGS
+    any_size: bool = False  # pictures of another size are taken without asking, as DINOv2 and DINOv3 are used
+    patch_bias: bool = True  # of the patch embedding; CLIP has none
+
+    # Blocks
     eps: float = 1e-6  # of every LayerNorm; 1e-12 in the files of google/vit-*
     activation: str = "gelu"  # of the MLP, one of ACTIVATIONS; "gelu" is the exact one (erf)
+    mlp: str = "plain"  # or "swiglu": activation(gate) * value, both F wide
     qkv_bias: bool = True  # whether queries, keys and values have a bias
-    pooling: str = "cls"  # what the head reads: the class token, or the "mean" of the patches
+    layer_scale: bool = False  # a learned factor per channel on every branch, before it is added
+    norm_pre: bool = False  # a LayerNorm before the first block (CLIP)
+
+    # From tokens to the answer
+    norm: str = "tokens"  # the final LayerNorm covers all "tokens", or only what is "pooled" from them
+    pooling: str = "cls"  # what the head reads, one of POOLINGS; "cls&dist" has a head for each, "map" attends
     pooler: bool = False  # a tanh layer between pooling and head, as in the *-in21k files
+    projection: int = 0  # size of the shared space of pictures and texts (CLIP), reached without a bias; 0: none
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "channels", "width", "depth", "heads", "mlp_width"):
@@ -127,15 +163,35 @@ class ViTConfig:
             raise UsageError(f"classes is {self.classes}; it must be 0 (no head) or more")
         if not 0 < self.eps < 1:
             raise UsageError(f"eps is {self.eps}; it must lie between 0 and 1")
-        if self.activation not in ACTIVATIONS:
-            raise UsageError(f"activation is {self.activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
-        if self.pooling not in POOLINGS:
-            raise UsageError(f"pooling is {self.pooling!r}; it must be one of {', '.join(POOLINGS)}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        for name in ("registers", "projection"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 (none) or more")
+        self._check_parts_fit()
+
+    def _check_parts_fit(self) -> None:
+        """Refuse switches that contradict each other."""
+        if "cls" in self.pooling and not self.cls_token:
+            raise UsageError(f"pooling {self.pooling} needs a class token")
+        if self.pooling == "cls&dist" and not self.dist_token:
+            raise UsageError("pooling cls&dist needs a distillation token")
+        if self.positions == "rope" and self.head_dim % 4:
+            raise UsageError(f"heads of {self.head_dim} cannot be rotated by rows and columns; it must divide by 4")
+        if self.classes and self.projection:
+            raise UsageError(f"{self.classes} classes and a projection to {self.projection}; a model has one of them")
 
     @property
     def head_dim(self) -> int:
         """K, the size of one head's queries, keys and values."""
         return self.width // self.heads
+
+    @property
+    def positioned_prefix(self) -> int:
+        """How many of the prefix tokens, from the first, have a row in the learned positions."""
+        special = int(self.cls_token) + int(self.dist_token)
+        return {"learned": special, "learned_all": special + self.registers}.get(self.positions, 0)
 
     @property
     def layout(self) -> TokenLayout:
@@ -151,7 +207,12 @@ class ViTConfig:
         height, width = image_size
         if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
             raise ShapeError(f"an image of {height} x {width} is not a whole number of patches of {self.patch_size}")
-        return TokenLayout(grid=(height // self.patch_size, width // self.patch_size))
+        return TokenLayout(
+            cls=int(self.cls_token),
+            dist=int(self.dist_token),
+            registers=self.registers,
+            grid=(height // self.patch_size, width // self.patch_size),
+        )
 
     @classmethod
     def preset(cls, name: str, **changes) -> ViTConfig:
@@ -165,6 +226,15 @@ class ViTConfig:
             raise UsageError(f"no preset {name!r}; sizes are {', '.join(SIZES)}, patches /8, /14, /16, /32")
         return cls(**{"patch_size": int(patch), **SIZES[size], **changes})
 
+
+_CHOICES = {
+    "activation": ACTIVATIONS,
+    "mlp": MLPS,
+    "positions": POSITIONS,
+    "position_resampling": POSITION_RESAMPLINGS,
+    "norm": NORMS,
+    "pooling": POOLINGS,
+}
 
 # Ti and S: Touvron et al. 2021 (DeiT, arXiv:2012.12877), table 1; Zhai et al. 2022 (arXiv:2106.04560), table 2.
 # B, L and H: Dosovitskiy et al. 2021 (arXiv:2010.11929), table 1.

@@ -77,7 +77,7 @@ def evaluate(
     started = time.perf_counter()
     truths, guesses, scores, in_top5, done = [], [], [], 0, 0
     for levels, labels in loader:
-        probs_BL = model(normalize(levels, spec).to(model.cls_token)).double().softmax(-1).cpu()
+        probs_BL = model(normalize(levels, spec).to(model.patch_embed.weight)).double().softmax(-1).cpu()
         truth = output_of[labels]
         score, guess = probs_BL.max(-1)
         best = probs_BL.topk(min(5, probs_BL.shape[-1])).indices

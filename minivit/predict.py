@@ -18,7 +18,7 @@ from minivit.model import ViT
 from minivit.preprocess import Picture, open_image, pixels_from_image, preprocess, resize_and_crop
 from minivit.weights import load
 
-POOLS = ("cls", "mean", "pooler", "tokens")
+POOLS = ("cls", "mean", "pooler", "projection", "tokens")
 
 
 @dataclass(kw_only=True)
@@ -46,7 +46,7 @@ def iter_classify(
         CheckpointError: the model has no head or no preprocessing.
     """
     model = _loaded(model)
-    spec = _spec(model)
+    spec = image_spec_of(model)
     if not model.config.classes:
         raise CheckpointError(f"{model.name}: has no classifier, so it cannot name what it sees; use embed")
     pictures = iter(pictures)
@@ -85,23 +85,31 @@ def embed(
 
     Args:
         pool: "cls" (the class token after the final norm), "mean" (of the patches), "pooler" (the tanh
-            layer, where the checkpoint has one): (B, D); or "tokens": (B, N, D).
+            layer or the attention pool, where the checkpoint has one): (B, D); "projection" (into the space
+            pictures share with texts, where it has one): (B, projection); or "tokens": (B, N, D).
 
     Raises:
         UsageError: a pool the checkpoint does not have.
         ImageError: the first picture that cannot be read.
     """
     model = _loaded(model)
-    spec = _spec(model)
+    spec = image_spec_of(model)
     if pool not in POOLS:
         raise UsageError(f"pool is {pool!r}; it must be one of {', '.join(POOLS)}")
-    if pool == "pooler" and model.pooler is None:
-        raise UsageError(f"{model.name}: has no pooler in its checkpoint; use pool cls or mean")
+    absent = {
+        "cls": not model.config.cls_token,
+        "pooler": model.pooler is None and model.attn_pool is None,
+        "projection": not model.config.projection,
+    }
+    if absent.get(pool):
+        there = ", ".join(name for name in POOLS if not absent.get(name))
+        raise UsageError(f"{model.name}: has no {pool} in its checkpoint; use pool {there}")
     pictures = iter(_several(images))
     pools: dict[str, Callable[[Tensor], Tensor]] = {
-        "cls": lambda tokens_BND: tokens_BND[:, 0],
-        "mean": lambda tokens_BND: tokens_BND[:, model.config.layout.prefix :].mean(dim=1),
+        "cls": lambda tokens_BND: model.pool(tokens_BND, "cls"),
+        "mean": lambda tokens_BND: model.pool(tokens_BND, "mean"),
         "pooler": model.pool,
+        "projection": lambda tokens_BND: model.proj(model.pool(tokens_BND)),
         "tokens": lambda tokens_BND: tokens_BND,
     }
     rows = []
@@ -122,14 +130,15 @@ def _loaded(model: ViT | str | os.PathLike[str]) -> ViT:
     return model if isinstance(model, ViT) else load(model)
 
 
-def _spec(model: ViT) -> ImageSpec:
+def image_spec_of(model: ViT) -> ImageSpec:
     """The model's preprocessing; refuses before the first picture what would fail, or mislead, at every one."""
     if model.image_spec is None:
         raise CheckpointError(
             f"{model.name}: has no preprocessor_config.json, so nothing says how its pictures are prepared; "
             "put the one of the model it was made from beside config.json"
         )
-    if model.image_spec.size != model.config.image_size:
+    size = model.image_spec.size
+    if size != model.config.image_size and not (size and model.config.any_size):
         wanted = "{} x {}".format(*model.config.image_size)
         raise CheckpointError(f"{model.name}: reads pictures of {wanted}, its preprocessing makes: {model.image_spec}")
     if model.config.channels != 3:
@@ -140,13 +149,13 @@ def _spec(model: ViT) -> ImageSpec:
 def _read(result: Classified, spec: ImageSpec) -> Tensor | None:
     """pixels_CHW of one picture, or None with the reason put into the result."""
     try:
-        image = open_image(result.picture, warn=result.warnings.append)
+        image = resize_and_crop(open_image(result.picture, warn=result.warnings.append), spec)
     except ImageError as error:
         result.error = error
         return None
-    return pixels_from_image(resize_and_crop(image, spec), spec)
+    return pixels_from_image(image, spec)
 
 
 def _batch(pixels: list[Tensor], model: ViT) -> Tensor:
     """Pictures as one pixels_BCHW, where and in the dtype the model wants them."""
-    return torch.stack(pixels).to(model.cls_token)
+    return torch.stack(pixels).to(model.patch_embed.weight)

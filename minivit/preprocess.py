@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from io import BytesIO
-from typing import IO
+from contextlib import ExitStack
+from io import IOBase
+from typing import IO, Any
 
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+import torch.nn.functional as F
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from minivit.config import RESAMPLES, ImageSpec
-from minivit.errors import ImageError
+from minivit.errors import ImageError, UsageError
 
 Picture = str | os.PathLike[str] | IO[bytes] | Image.Image
 
@@ -37,7 +39,7 @@ def preprocess(picture: Picture, spec: ImageSpec) -> Tensor:
     Raises:
         ImageError: as `open_image`.
     """
-    return pixels_from_image(resize_and_crop(open_image(picture), spec), spec)
+    return pixels_from_image(resize_and_crop(open_image(picture), spec, name=_name(picture)), spec)
 
 
 def open_image(picture: Picture, *, name: str | None = None, warn: Callable[[str], None] | None = None) -> Image.Image:
@@ -51,27 +53,69 @@ def open_image(picture: Picture, *, name: str | None = None, warn: Callable[[str
     Raises:
         ImageError: not found, empty, not an image, truncated, above Pillow's decompression limit, or
             of a kind without an agreed conversion to RGB; the message names the file.
+        UsageError: the argument is no picture at all.
     """
-    name = name or (str(picture) if isinstance(picture, (str, os.PathLike)) else "the picture")
+    if not (isinstance(picture, (str, os.PathLike, Image.Image)) or hasattr(picture, "read")):
+        hint = "; wrap them in io.BytesIO" if isinstance(picture, (bytes, bytearray)) else ""
+        raise UsageError(f"a picture is a path, a binary file or a PIL image, not {type(picture).__name__}{hint}")
+    name = name or _name(picture)
     note = warn or (lambda message: None)
-    try:
-        with warnings.catch_warnings():
+    frames = 1
+    with ExitStack() as opened:
+        try:
             # Damaged metadata only warns, and so does a size between one and two times Pillow's
             # limit; above that it raises, and we refuse.
-            warnings.simplefilter("ignore")
-            image = picture if isinstance(picture, Image.Image) else Image.open(picture)
-            image.load()
-    except Exception as error:
-        raise _image_error(error, picture, name) from error
-    if getattr(image, "n_frames", 1) > 1:
-        note(f"first of {image.n_frames} frames")  # type: ignore[attr-defined]
-    return _to_rgb(_upright(image, note), name, note)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                if isinstance(picture, Image.Image):
+                    image = picture
+                else:
+                    image = opened.enter_context(Image.open(picture))
+                    # Before the load, because counting moves through the file and back.
+                    frames = getattr(image, "n_frames", 1)
+                # Pillow turns a TIFF while loading it, and forgets that it did.
+                turned = getattr(image, "tag_v2", {}).get(ExifTags.Base.Orientation) in _TURNS
+                image.load()
+                turn = _TURNS.get(_orientation(image, note))
+        except Exception as error:
+            raise _image_error(error, picture, name) from error
+        if any("EXIF" in str(warning.message) for warning in caught):
+            note("its EXIF data is damaged")
+        if frames > 1:
+            note(f"first of {frames} frames")
+        if turned or turn is not None:
+            note("turned upright by its EXIF orientation")
+        return _to_rgb(image if turn is None else image.transpose(turn), name, note)
+
+
+def _name(picture: Picture) -> str:
+    return str(picture) if isinstance(picture, (str, os.PathLike)) else "the picture"
+
+
+# What makes a picture upright, by its EXIF orientation (Exif 2.32, tag 274); 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image, note: Callable[[str], None]) -> Any:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises many types on a damaged EXIF block; the pixels are still good
+        note("its EXIF data cannot be read, taken as upright")
+        return None
 
 
 def _image_error(error: Exception, picture: Picture, name: str) -> ImageError:
     """Whatever Pillow raised, as the one line a person can act on. It raises nearly every type there is."""
-    text = str(error)
-    if isinstance(error, FileNotFoundError):
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return ImageError("not_found", f"{name}: no such file")
     if isinstance(error, IsADirectoryError):
         return ImageError("is_a_folder", f"{name}: a folder, not a picture")
@@ -80,27 +124,20 @@ def _image_error(error: Exception, picture: Picture, name: str) -> ImageError:
     if isinstance(error, (Image.DecompressionBombError, MemoryError)):
         return ImageError("too_large", f"{name}: refused, too many pixels ({text})")
     if isinstance(error, UnidentifiedImageError):
-        if isinstance(picture, (str, os.PathLike)) and os.path.getsize(picture) == 0:
+        if _is_empty(picture):
             return ImageError("empty", f"{name}: the file is empty")
-        if isinstance(picture, BytesIO) and not picture.getbuffer().nbytes:
-            return ImageError("empty", f"{name}: no data")
         return ImageError("not_an_image", f"{name}: not a picture Pillow can read")
+    if isinstance(error, OSError) and error.errno:
+        return ImageError("unreadable", f"{name}: cannot be read ({error.strerror})")
     if "truncated" in text.lower() or "not enough image data" in text.lower():
         return ImageError("truncated", f"{name}: the file is cut off ({text})")
-    return ImageError("damaged", f"{name}: cannot be decoded ({text or type(error).__name__})")
+    return ImageError("damaged", f"{name}: cannot be decoded ({text})")
 
 
-def _upright(image: Image.Image, note: Callable[[str], None]) -> Image.Image:
-    """The picture as its EXIF orientation says it should be looked at."""
-    try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-        image = ImageOps.exif_transpose(image) if turned else image
-    except Exception:  # Pillow raises many types on a damaged EXIF block; the pixels are still good
-        note("its EXIF data cannot be read, taken as upright")
-    else:
-        if turned:
-            note("turned upright by its EXIF orientation")
-    return image
+def _is_empty(picture: Picture) -> bool:
+    if isinstance(picture, (str, os.PathLike)):
+        return os.path.getsize(picture) == 0
+    return isinstance(picture, IOBase) and picture.seekable() and picture.seek(0) == 0 and not picture.read(1)
 
 
 def _to_rgb(image: Image.Image, name: str, note: Callable[[str], None]) -> Image.Image:
@@ -109,40 +146,60 @@ def _to_rgb(image: Image.Image, name: str, note: Callable[[str], None]) -> Image
         return image
     if image.mode == "F":
         raise ImageError("unsupported", f"{name}: floating-point pixels have no agreed range; convert to 8 bit")
-    if image.mode.startswith("I"):
-        return _from_16_bit(image, name, note).convert("RGB")
-    if image.has_transparency_data:
-        note("transparency flattened on white")
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
-    if image.mode == "CMYK":
-        note("CMYK converted without its colour profile")
-    return image.convert("RGB")
+    try:
+        if image.mode.startswith("I"):
+            return _from_16_bit(image, name, note).convert("RGB")
+        if image.has_transparency_data:
+            note("transparency flattened on white")
+            rgba = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
+        if image.mode == "CMYK":
+            note("CMYK converted without its colour profile")
+        return image.convert("RGB")
+    except ValueError:
+        raise ImageError("unsupported", f"{name}: pixels of mode {image.mode} have no conversion to RGB") from None
 
 
 def _from_16_bit(image: Image.Image, name: str, note: Callable[[str], None]) -> Image.Image:
     """16-bit grey to 8 bits by rounding value / 257, where Pillow's own conversion clips at 255."""
-    values = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32)
-    low, high = (int(bound) for bound in values.aminmax())
-    if low < 0 or high > 65535:
+    values = image.convert("I")
+    low, high = values.getextrema()
+    if low < 0 or high > 65535:  # type: ignore[operator]
         raise ImageError("unsupported", f"{name}: integer pixels from {low} to {high}; convert it to 8 or 16 bit")
     note("16 bits a pixel scaled to 8")
-    scaled = (values + 128).div(257, rounding_mode="floor").to(torch.uint8)
-    return Image.frombytes("L", image.size, bytes(scaled.tolist()))
+    if "transparency" in image.info:
+        note("its transparent grey value is not flattened")
+        del values.info["transparency"]
+    # Pillow cuts the fraction off, so half a step makes it round; no value lies half way.
+    return values.point(lambda value: value / 257 + 0.5).convert("L")
 
 
-def resize_and_crop(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    """The geometric steps of a spec on an RGB picture; a crop larger than the picture is padded with black."""
-    if spec.resize:
-        image = image.resize(_resized(image.size, spec.resize), RESAMPLES.index(spec.resample))
+def resize_and_crop(image: Image.Image, spec: ImageSpec, *, name: str = "the picture") -> Image.Image:
+    """The geometric steps of a spec on an RGB picture; a crop larger than the picture is padded with black.
+
+    Raises:
+        ImageError: a picture so narrow that resizing its shorter edge would blow the other one up
+            beyond Pillow's decompression limit.
+    """
+    if spec.resize and not spec.float_resize:
+        width, height = resized(image.size, spec.resize)
+        if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+            sizes = f"{image.width} x {image.height} pixels would become {width} x {height}"
+            raise ImageError("too_large", f"{name}: refused, {sizes} (resize shorter edge to {spec.resize})")
+        image = image.resize((width, height), RESAMPLES.index(spec.resample))
     if spec.crop:
         height, width = spec.crop
-        left, top = (image.width - width) // 2, (image.height - height) // 2
+        left, top = (_margin(spare, spec.crop_rounding) for spare in (image.width - width, image.height - height))
         image = image.crop((left, top, left + width, top + height))
     return image
 
 
-def _resized(size: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int, int]:
+def _margin(spare: int, rounding: str) -> int:
+    """Where a centre crop begins: half the spare pixels, a half rounded "down" or to the next "even" number."""
+    return spare // 2 if rounding == "down" else round(spare / 2)
+
+
+def resized(size: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int, int]:
     """Pillow's (width, height) after the resize; the longer edge is rounded down as transformers does it."""
     if not isinstance(resize, int):
         return resize[1], resize[0]
@@ -153,8 +210,16 @@ def _resized(size: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int,
 
 
 def pixels_from_image(image: Image.Image, spec: ImageSpec) -> Tensor:
-    """The arithmetic steps of a spec on a picture of its final size: 8-bit RGB -> pixels_CHW, float32."""
-    return normalize(levels_from_image(image), spec)
+    """The arithmetic steps of a spec on what `resize_and_crop` returned: 8-bit RGB -> pixels_CHW, float32.
+
+    Under float_resize the resize is one of them, between rescale and normalisation, as in transformers'
+    DINOv3ViTImageProcessor.
+    """
+    if not spec.float_resize:
+        return normalize(levels_from_image(image), spec)
+    pixels_1CHW = (levels_from_image(image).float() * spec.rescale)[None]
+    pixels_1CHW = F.interpolate(pixels_1CHW, size=spec.size, mode=spec.resample, antialias=True)
+    return _standardise(pixels_1CHW[0], spec)
 
 
 def levels_from_image(image: Image.Image) -> Tensor:
@@ -169,6 +234,28 @@ def normalize(levels: Tensor, spec: ImageSpec) -> Tensor:
 
     The product is taken in float64 and rounded once to float32, as transformers' `rescale` does.
     """
-    pixels = levels.double().mul(spec.rescale).float()
-    mean, std = (torch.tensor(values, device=levels.device)[:, None, None] for values in (spec.mean, spec.std))
+    # On the CPU and looked up, because not every device has float64.
+    steps = torch.arange(256, dtype=torch.float64).mul(spec.rescale).float().to(levels.device)
+    return _standardise(steps[levels.int()], spec)
+
+
+def _standardise(pixels: Tensor, spec: ImageSpec) -> Tensor:
+    """Rescaled pixels (..., C, H, W) -> (pixels - mean) / std."""
+    mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None].to(pixels) for v in (spec.mean, spec.std))
     return ((pixels - mean) / std).contiguous()
+
+
+def seen_box(size: tuple[int, int], spec: ImageSpec) -> tuple[float, float, float, float]:
+    """What the network sees of an upright picture: (left, upper, right, lower) in the picture's own pixels.
+
+    Whatever lies outside is cut off by the crop; a box that reaches beyond the picture is padded there.
+
+    Args:
+        size: (width, height) of the picture in pixels.
+    """
+    width, height = resized(size, spec.resize) if spec.resize else size
+    if not spec.crop:
+        return 0.0, 0.0, float(size[0]), float(size[1])
+    left, upper = (_margin(a - b, spec.crop_rounding) for a, b in ((width, spec.crop[1]), (height, spec.crop[0])))
+    across, down = size[0] / width, size[1] / height
+    return left * across, upper * down, (left + spec.crop[1]) * across, (upper + spec.crop[0]) * down

@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -67,33 +68,39 @@ def _layers_above(name: str, depth: int) -> int:
     """How far a parameter lies below the head: 0 for norm and head, depth + 1 for the embedding."""
     if name.startswith("blocks."):
         return depth - int(name.split(".")[1])
-    return 0 if name.startswith(("norm.", "pooler.", "head.")) else depth + 1
+    return 0 if name.startswith(("norm.", "attn_pool.", "pooler.", "proj.", "head.", "head_dist.")) else depth + 1
 
 
-class StochasticDepth:
-    """Skips residual branches at random while training, by hooks that leave the model's code alone.
+@contextmanager
+def stochastic_depth(model: ViT, rate: float) -> Iterator[list[Tensor]]:
+    """Skip residual branches while training, by hooks that leave the model's code alone and go at the end.
 
-    A branch that is kept is divided by its chance to be kept. `draw` decides one step for the whole
-    batch; each process uses its own rows.
+    Yields a list to fill before every forward pass: for attention and MLP of every block in turn, a
+    factor (B, 1, 1) on the branch, as `draw_depth` makes it. Left empty, nothing is skipped.
     """
-
-    def __init__(self, model: ViT, rate: float):
-        self.keep: list[Tensor] = []
-        branches = [block.get_submodule(name) for block in model.blocks for name in ("attn", "mlp")]
-        last = max(1, len(model.blocks) - 1)
-        self.rates = [rate * (i // 2) / last for i in range(len(branches))]
-        self.hooks = [
-            branch.register_forward_hook(lambda module, inputs, out, i=i: out * self.keep[i] if self.keep else out)
-            for i, branch in enumerate(branches)
-        ]
-
-    def draw(self, batch: int, rows: slice, generator: torch.Generator, device: torch.device) -> None:
-        chances = [torch.rand(batch, 1, 1, generator=generator)[rows].to(device) for _ in self.rates]
-        self.keep = [(chance >= rate) / (1 - rate) for chance, rate in zip(chances, self.rates, strict=True)]
-
-    def remove(self) -> None:
-        for hook in self.hooks:
+    factors: list[Tensor] = []
+    branches = [block.get_submodule(name) for block in model.blocks for name in ("attn", "mlp")] if rate else []
+    hooks = [
+        branch.register_forward_hook(lambda module, inputs, out, i=i: out * factors[i] if factors else out)
+        for i, branch in enumerate(branches)
+    ]
+    try:
+        yield factors
+    finally:
+        for hook in hooks:
             hook.remove()
+
+
+def draw_depth(depth: int, rate: float, batch: int, generator: torch.Generator) -> list[Tensor]:
+    """Which branches a batch keeps: 2 * depth factors (B, 1, 1), 0 or 1 / chance to be kept.
+
+    The rate rises linearly from 0 in the first block to `rate` in the last (arXiv:1603.09382, section 3).
+    """
+    factors = []
+    for i in range(2 * depth):
+        skip = rate * (i // 2) / max(1, depth - 1)
+        factors.append((torch.rand(batch, 1, 1, generator=generator) >= skip) / (1 - skip))
+    return factors
 
 
 def mix(pixels: Tensor, targets: Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -123,16 +130,19 @@ def mix(pixels: Tensor, targets: Tensor, recipe: Recipe, generator: torch.Genera
 
 
 def with_new_head(model: ViT, classes: list[str]) -> ViT:
-    """A copy of a loaded model with a fresh head for other classes; a pooler is left behind, as the paper does.
+    """A copy of a loaded model with one fresh head for other classes; pooler and projection are left behind.
 
     Section 3.2 of arXiv:2010.11929 fine-tunes with a head that is zero at first.
     """
-    copy = ViT(replace(model.config, classes=len(classes), pooler=False), attend=model.attend)
-    kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(("head.", "pooler."))}
+    pooling = "cls" if model.config.pooling == "cls&dist" else model.config.pooling
+    config = replace(model.config, classes=len(classes), pooling=pooling, pooler=False, projection=0)
+    copy = ViT(config, attend=model.attend)
+    left = ("head.", "head_dist.", "pooler.", "proj.")
+    kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(left)}
     head = {name: torch.zeros_like(tensor) for name, tensor in copy.head.state_dict(prefix="head.").items()}
     copy.load_state_dict({**kept, **head})
     copy.image_spec, copy.labels = model.image_spec, dict(enumerate(classes))
-    return copy.to(model.cls_token)
+    return copy.to(model.patch_embed.weight)
 
 
 def picture_size(step: int, steps: int, model: ViT, recipe: Recipe) -> tuple[int, int]:
@@ -179,7 +189,7 @@ def train(
     _check(model, photos, recipe, world)
     assert model.image_spec is not None
 
-    device = model.cls_token.device
+    device = model.patch_embed.weight.device
     per_epoch = len(photos) // recipe.batch_size
     steps = per_epoch * recipe.epochs
     share = recipe.batch_size // world
@@ -188,7 +198,6 @@ def train(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not recipe.freeze or name.startswith("head."))
     averaged = _copy(model) if recipe.ema else model
-    stochastic_depth = StochasticDepth(model, recipe.drop_path) if recipe.drop_path else None
     opts = optimizers(model, recipe)
     runner: nn.Module = nn.parallel.DistributedDataParallel(model) if world > 1 else model
     if recipe.compile:
@@ -198,10 +207,9 @@ def train(
     state = {"recipe": asdict(recipe), "config": asdict(model.config), "pictures": len(photos)}
     if resume:
         first = _restore(out, state, model, averaged, opts)
-    elif rank == 0:
+    if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "metrics.jsonl").write_text("")
-    _truncate_metrics(out, first, rank)
+        _drop_metrics_from(out / "metrics.jsonl", first)
 
     dataset = AugmentedPhotos(photos, model.image_spec, recipe.augmentation, recipe.seed)
     loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
@@ -210,54 +218,50 @@ def train(
         num_workers=workers,
     )
     model.train()
-    metrics_file = (out / "metrics.jsonl").open("a") if rank == 0 else None
     started = time.perf_counter()
-    for step, (levels, labels) in enumerate(loader, start=first):
-        generator = torch.Generator().manual_seed(_mix_seed(recipe.seed, step))
-        pixels, labels = normalize(levels.to(device), model.image_spec), labels.to(device)
-        size = picture_size(step, steps, model, recipe)
-        if size != tuple(pixels.shape[2:]):
-            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
-        targets = F.one_hot(labels, len(photos.classes)).to(pixels.dtype)
-        pixels, targets = mix(pixels, targets, recipe, generator)
-        if stochastic_depth:
-            stochastic_depth.draw(recipe.batch_size, rows, generator, device)
+    with stochastic_depth(model, recipe.drop_path) as factors:
+        for step, (levels, labels) in enumerate(loader, start=first):
+            generator = torch.Generator().manual_seed(_mix_seed(recipe.seed, step))
+            pixels, labels = normalize(levels.to(device), model.image_spec), labels.to(device)
+            size = picture_size(step, steps, model, recipe)
+            if size != tuple(pixels.shape[2:]):
+                pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+            targets = F.one_hot(labels, len(photos.classes)).to(pixels.dtype)
+            pixels, targets = mix(pixels, targets, recipe, generator)
+            if recipe.drop_path:
+                # Drawn for the whole batch, so that each process finds the same factors in its rows.
+                drawn = draw_depth(len(model.blocks), recipe.drop_path, recipe.batch_size, generator)
+                factors[:] = [factor[rows].to(device) for factor in drawn]
 
-        rate = recipe.lr * learning_rate(step, steps, recipe)
-        for group in (group for opt in opts for group in opt.param_groups):
-            group["lr"] = rate * group["scale"]
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
-            logits = runner(pixels, resample=True)
-            loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-        loss.backward()
-        if recipe.clip:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        for opt in opts:
-            opt.step()
-            opt.zero_grad()
-        if recipe.ema:
-            _average(averaged, model, min(recipe.ema, (step + 1) / (step + 10)))
+            rate = recipe.lr * learning_rate(step, steps, recipe)
+            for group in (group for opt in opts for group in opt.param_groups):
+                group["lr"] = rate * group["scale"]
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
+                logits = runner(pixels, resample=True)
+                loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+            loss.backward()
+            if recipe.clip:
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            for opt in opts:
+                opt.step()
+                opt.zero_grad()
+            if recipe.ema:
+                _average(averaged, model, min(recipe.ema, (step + 1) / (step + 10)))
 
-        done = step + 1
-        pace = (time.perf_counter() - started) / (done - first)  # seconds per step
-        correct = (logits.argmax(-1) == targets.argmax(-1)).float().mean()
-        mean_loss, accuracy = _mean_over_processes(torch.stack([loss.detach().float(), correct]))
-        line = {"step": step, "epoch": step // per_epoch, "loss": mean_loss, "accuracy": accuracy, "lr": rate}
-        if metrics_file:
-            metrics_file.write(json.dumps(line) + "\n")
-        report({**line, "images_per_second": recipe.batch_size / pace, "seconds_left": (steps - done) * pace})
-        stopped = bool(_mean_over_processes(torch.tensor([float(stop())]))[0])
-        if stopped or done % per_epoch == 0:
-            if metrics_file:
-                metrics_file.flush()
+            done = step + 1
+            pace = (time.perf_counter() - started) / (done - first)  # seconds per step
+            correct = (logits.argmax(-1) == targets.argmax(-1)).float().mean()
+            mean_loss, accuracy = _mean_over_processes(torch.stack([loss.detach().float(), correct]))
+            line = {"step": step, "epoch": step // per_epoch, "loss": mean_loss, "accuracy": accuracy, "lr": rate}
             if rank == 0:
+                with (out / "metrics.jsonl").open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            report({**line, "images_per_second": recipe.batch_size / pace, "seconds_left": (steps - done) * pace})
+            stopped = bool(_mean_over_processes(torch.tensor([float(stop())]))[0])
+            if rank == 0 and (stopped or done % per_epoch == 0):
                 _save(out, {**state, "step": done}, model, averaged, opts)
-        if stopped and done < steps:
-            raise KeyboardInterrupt
-    if metrics_file:
-        metrics_file.close()
-    if stochastic_depth:
-        stochastic_depth.remove()
+            if stopped and done < steps:
+                raise KeyboardInterrupt
     return averaged.eval()
 
 
@@ -270,6 +274,8 @@ def _check(model: ViT, photos: Photos, recipe: Recipe, world: int) -> None:
         )
     if model.image_spec is None or model.image_spec.size != model.config.image_size:
         raise UsageError(f"pictures come as {model.image_spec}, the model reads {model.config.image_size}")
+    if model.image_spec.float_resize:
+        raise UsageError(f"pictures are varied as bytes, and this model resizes them as floats: {model.image_spec}")
     if len(photos) < recipe.batch_size:
         raise UsageError(f"{photos.source} has {len(photos)} pictures, fewer than a batch of {recipe.batch_size}")
     if recipe.batch_size % (2 * world if recipe.mixup or recipe.cutmix else world):
@@ -296,7 +302,7 @@ def _batches(pictures: int, recipe: Recipe, first: int, steps: int, rows: slice)
 
 
 def _copy(model: ViT) -> ViT:
-    copy = ViT(model.config, attend=model.attend).to(model.cls_token)
+    copy = ViT(model.config, attend=model.attend).to(model.patch_embed.weight)
     copy.load_state_dict(model.state_dict())
     copy.image_spec, copy.labels = model.image_spec, model.labels
     return copy.requires_grad_(False)
@@ -330,7 +336,7 @@ def _restore(out: Path, state: dict, model: ViT, averaged: ViT, opts: list[torch
     path = out / "checkpoint.pt"
     if not path.is_file():
         raise CheckpointError(f"{path}: nothing to resume; leave out --resume to start anew")
-    saved = torch.load(path, map_location=model.cls_token.device, weights_only=True)
+    saved = torch.load(path, map_location=model.patch_embed.weight.device, weights_only=True)
     before, now = ({**made["recipe"], **made["config"], "pictures": made["pictures"]} for made in (saved, state))
     changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
     if changed:
@@ -342,9 +348,7 @@ def _restore(out: Path, state: dict, model: ViT, averaged: ViT, opts: list[torch
     return saved["step"]
 
 
-def _truncate_metrics(out: Path, first: int, rank: int) -> None:
-    """Drop the lines of steps after the checkpoint: they are about to be taken again."""
-    if rank == 0:
-        path = out / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] < first))
+def _drop_metrics_from(path: Path, first: int) -> None:
+    """Keep the lines of steps before `first`; the rest, of an old run or after the checkpoint, is taken anew."""
+    lines = path.read_text().splitlines(keepends=True) if first else []
+    path.write_text("".join(line for line in lines if json.loads(line)["step"] < first))

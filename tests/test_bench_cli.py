@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,8 +110,6 @@ def test_new_writes_a_kernel_once(kernel: str, capsys: pytest.CaptureFixture[str
 
 
 def test_the_cpp_kernel_to_start_from_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import shutil
-
     if not shutil.which("c++"):
         pytest.skip("no C++ compiler")
     monkeypatch.chdir(tmp_path)

@@ -48,6 +48,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 
 def inputs_unchanged(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
+    """q, k and v are to the bit what they were."""
     laid = lay_out(normal(spec, generator), spec)
     before = [x.clone() for x in laid.qkv]
     answer(kernel, laid.qkv)
@@ -129,6 +130,7 @@ def fresh_values(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
 
 
 def deterministic(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
+    """Twenty equal calls agree to the bit, or the kernel says that they may not."""
     qkv = rounded(normal(spec, generator), spec)
     laid = lay_out(qkv, spec)
     first = answer(kernel, laid.qkv).clone()
@@ -231,6 +233,7 @@ STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 def global_state() -> dict[str, Any]:
+    """Everything in STATE as it is now."""
     return {name: read() for name, (read, _) in STATE.items()}
 
 

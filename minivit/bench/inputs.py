@@ -24,6 +24,7 @@ def normal(spec: Spec, generator: Generator) -> Triple:
 
 
 def logits_x4(spec: Spec, generator: Generator) -> Triple:
+    """Softmax with a few keys that matter."""
     q, k, v = normal(spec, generator)
     return q * 4, k, v
 
@@ -41,6 +42,7 @@ def constant_keys(spec: Spec, generator: Generator) -> Triple:
 
 
 def first_key(spec: Spec, generator: Generator) -> Triple:
+    """The first key, the class token's, outweighs all others."""
     return _dominated_by(0, *normal(spec, generator))
 
 

@@ -31,6 +31,7 @@ class Mutant:
 
 
 def dropped_last_key(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """All keys but the last."""
     return right(q, k[:, :, :-1], v[:, :, :-1], scale=scale)
 
 
@@ -41,15 +42,18 @@ def unmasked_padding(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor
 
 
 def mean_of_v(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """No attention at all."""
     return v.mean(dim=2, keepdim=True).expand_as(q).contiguous()
 
 
 def unnormalised_softmax(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Never divides by the sum of the weights."""
     logits = q @ k.mT * scale
     return (logits - logits.amax(-1, keepdim=True)).exp() @ v
 
 
 def no_maximum_subtracted(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """exp(logit) as it is, which overflows."""
     weights = (q.float() @ k.float().mT * scale).exp()
     return (weights / weights.sum(-1, keepdim=True)).to(v.dtype) @ v
 
@@ -63,6 +67,7 @@ def shifted_keys(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 
 def no_scale(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """softmax(q k^T) v."""
     return right(q, k, v, scale=1.0)
 
 
@@ -73,6 +78,7 @@ def scale_of_padded_head(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Te
 
 
 def ignored_scale(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """1 / sqrt(K), whatever it is given."""
     return right(q, k, v, scale=q.shape[-1] ** -0.5)
 
 
@@ -80,14 +86,17 @@ def ignored_scale(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 
 def swapped_q_and_k(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """The transposed logits."""
     return right(k, q, v, scale=scale)
 
 
 def swapped_heads(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Writes the heads in the reverse order."""
     return right(q, k, v, scale=scale).flip(1)
 
 
 def first_batch_everywhere(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Keys and values of the first image for all."""
     return right(q, k[:1].expand_as(k), v[:1].expand_as(v), scale=scale)
 
 
@@ -99,6 +108,7 @@ def no_cls_row(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 
 def last_columns_zero(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """The last eight columns of every head are forgotten."""
     out = right(q, k, v, scale=scale)
     return F.pad(out[..., :-8], (0, 8))
 
@@ -120,6 +130,7 @@ def tf32_inside(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 
 def other_dtype(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Float32 whatever it is given."""
     return right(q.float(), k.float(), v.float(), scale=scale)
 
 
@@ -159,6 +170,7 @@ def changed_input(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 
 def output_in_v(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Saves memory by writing the answer over v."""
     return v.detach().copy_(right(q, k, v, scale=scale).detach())
 
 
@@ -193,6 +205,7 @@ class LazyTensor(Tensor):
 
 
 def lazy_output(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Returns a subclass of Tensor."""
     return right(q, k, v, scale=scale).as_subclass(LazyTensor)
 
 
@@ -200,6 +213,7 @@ def lazy_output(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 
 def swallowed_nan(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Hides nan and inf behind numbers."""
     return right(q, k, v, scale=scale).nan_to_num()
 
 
@@ -235,10 +249,12 @@ class _BadGradients(torch.autograd.Function):
 
 
 def gradient_without_mean(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """The gradient of exp in the place of that of softmax."""
     return _BadGradients.apply(q, k, v, scale, "no mean")
 
 
 def gradient_ignores_strides(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Reads the gradient of the output as if it were contiguous."""
     return _BadGradients.apply(q, k, v, scale, "ignored strides")
 
 
@@ -251,11 +267,13 @@ def gradient_only_with_q(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Te
 
 
 def one_thread(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Changes the number of threads for everybody."""
     torch.set_num_threads(torch.get_num_threads() % 2 + 1)
     return right(q, k, v, scale=scale)
 
 
 def no_grad_for_all(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Switches gradients off and not on again."""
     torch.set_grad_enabled(False)
     return right(q, k, v, scale=scale)
 

@@ -22,6 +22,7 @@ RIGHTS = "A kernel file is code: it is imported and run with your rights. Read a
 
 
 def add_parser(commands: Any) -> None:
+    """bench and its four verbs."""
     parser = commands.add_parser(
         "bench", help="check an attention kernel", description=f"Is this attention kernel right? {RIGHTS}"
     )
@@ -71,6 +72,7 @@ def _add_check(verbs: Any) -> None:
 
 
 def run_check(args: argparse.Namespace) -> int:
+    """The plan, the kernels one after the other, and a verdict on each."""
     import torch
 
     from minivit.bench.checks import CHECKS
@@ -120,11 +122,13 @@ def _default_memory() -> int:
 
 
 def emit(args: argparse.Namespace, record: dict[str, Any]) -> None:
+    """A record on a line of standard output, where --json asks for it."""
     if args.json:
         print(json.dumps(record, allow_nan=False), flush=True)
 
 
 def progress(done: int, of: int) -> None:
+    """Cases done, on a terminal only."""
     if sys.stderr.isatty():
         print(f"\r{done}/{of} ", end="" if done < of else "\r", file=sys.stderr, flush=True)
 
@@ -157,6 +161,7 @@ def print_table(kernel: str, rows: Sequence[Row], verdict: dict[str, Any], seed:
 
 
 def run_list(args: argparse.Namespace) -> int:
+    """Baselines, whether they run here, and mutants."""
     import torch
 
     from minivit.bench.kernels import BASELINES
@@ -176,6 +181,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def run_selftest(args: argparse.Namespace) -> int:
+    """A line for each kernel of known rightness, and the power of the check."""
     import torch
 
     from minivit.bench.checks import CHECKS
@@ -208,6 +214,7 @@ def run_selftest(args: argparse.Namespace) -> int:
 
 
 def run_new(args: argparse.Namespace) -> int:
+    """Write the files of a template, none over another."""
     from importlib.resources import files
     from pathlib import Path
 

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args)
     if model.config.classes and not model.labels:
         say(f"{model.name} names no classes; the numbers are the outputs of its head")
-    constant = {"model": model.name, "revision": model.revision, "device": str(model.cls_token.device)}
+    constant = {"model": model.name, "revision": model.revision, "device": str(model.patch_embed.weight.device)}
     names: list[str] = []
 
     def pictures() -> Iterator[Any]:

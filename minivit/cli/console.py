@@ -53,6 +53,11 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 def add_hub_options(parser: argparse.ArgumentParser) -> None:
     """--revision and --offline, for commands that may download a model."""
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
+    parser.add_argument(
+        "--family",
+        metavar="FAMILY",
+        help="what a weights file without config.json is: torchvision/MODEL, timm/MODEL, facebook or jax",
+    )
     parser.add_argument("--offline", action="store_true", help="never use the network (as HF_HUB_OFFLINE=1)")
 
 
@@ -78,7 +83,9 @@ def load_model(args: argparse.Namespace) -> ViT:
     device = pick_device(args.device)
     dtype = getattr(torch, args.dtype)
     if args.model != "auto":
-        return load(args.model, revision=args.revision, dtype=dtype, device=device)
+        return load(args.model, revision=args.revision, family=args.family, dtype=dtype, device=device)
+    if args.family:
+        raise UsageError(f"--family {args.family} says what a file is; name the file with --model")
     try:
         return load(DEFAULT_MODEL, revision=args.revision, dtype=dtype, device=device)
     except ModelUnavailableError as error:

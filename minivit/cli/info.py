@@ -27,23 +27,33 @@ def run(args: argparse.Namespace) -> int:
 
     if args.offline:
         go_offline()
-    facts = describe(args.model, revision=args.revision)
+    facts = describe(args.model, revision=args.revision, family=args.family)
     print(json.dumps(facts, indent=2) if args.json else text(facts))
     return 0
+
+
+POOLED = {
+    "cls": "class token",
+    "mean": "mean of the patches",
+    "cls+mean": "class token and the mean of the patches",
+    "cls&dist": "class token and, a second one, on the distillation token",
+    "map": "attention pool",
+}
+GATED = {"plain": "", "swiglu": "gated, "}
 
 
 def text(facts: dict[str, Any]) -> str:
     """The facts as a table for people."""
     c, tokens, weights, labels = facts["config"], facts["tokens"], facts["weights"], facts["labels"]
-    head = f"{c['classes']} classes" if c["classes"] else "none"
     named = f"{len(labels)}: {labels[0]} ... {labels[-1]}" if labels else "none named"
-    pooled = {"cls": "class token", "mean": "mean of the patches"}[c["pooling"]] + (
-        ", tanh pooler" if c["pooler"] else ""
-    )
+    pooled = POOLED[c["pooling"]] + (", tanh pooler" if c["pooler"] else "")
+    other = f"projection to {c['projection']}" if c["projection"] else "none"
+    head = f"{c['classes']} classes" if c["classes"] else other
     rows = {
         "architecture": f"{c['depth']} blocks of width {c['width']}, {c['heads']} heads of {c['width'] // c['heads']}, "
-        f"MLP {c['mlp_width']} ({c['activation']}), LayerNorm eps {c['eps']:g}",
-        "image": f"{c['image_size'][0]} x {c['image_size'][1]} pixels in patches of {c['patch_size']}",
+        f"MLP {c['mlp_width']} ({GATED[c['mlp']]}{c['activation']}), LayerNorm eps {c['eps']:g}",
+        "image": f"{c['image_size'][0]} x {c['image_size'][1]} pixels in patches of {c['patch_size']}"
+        + (", other sizes welcome" if c["any_size"] else ""),
         "tokens": f"{tokens['count']} = {tokens['prefix']} prefix + {tokens['grid'][0]} x {tokens['grid'][1]} patches",
         "head": f"{head}, on the {pooled}",
         "parameters": f"{facts['parameters']:,}",

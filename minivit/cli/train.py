@@ -165,7 +165,7 @@ def new_model(args: argparse.Namespace, photos: Photos) -> ViT:
             raise UsageError(
                 "--init brings its own sizes and preprocessing; leave out --preset, sizes, --mean and --std"
             )
-        return with_new_head(load(args.init, attend=attend, revision=args.revision), photos.classes)
+        return with_new_head(load(args.init, attend=attend, revision=args.revision, family=args.family), photos.classes)
     if args.preset:
         side = sizes.pop("image_size", 224)
         if sizes:

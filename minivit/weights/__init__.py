@@ -10,10 +10,10 @@ import torch
 from minivit.attention import Attend, attend_sdpa
 from minivit.model import ViT
 from minivit.weights import convert
-from minivit.weights.files import find
+from minivit.weights.files import BUNDLED, find
 from minivit.weights.save import save
 
-__all__ = ["describe", "load", "save"]
+__all__ = ["BUNDLED", "describe", "find", "load", "save", "verify"]
 
 
 def load(
@@ -28,13 +28,14 @@ def load(
     """A published or saved checkpoint as a ViT, with its labels and its preprocessing.
 
     Args:
-        id_or_path: hub id ("google/vit-base-patch16-224"), folder, weights file, or "minivit/cifar10-vit",
-            the model in the box.
+        id_or_path: hub id ("google/vit-base-patch16-224", "timm/vit_base_patch16_224.augreg_in21k_ft_in1k"),
+            "torchvision/vit_b_16", folder, weights file, or "minivit/cifar10-vit", the model in the box.
         dtype: of the weights: float32, float64, bfloat16 or float16, whatever the file holds.
         device: where they are put.
         attend: the attention callable (minivit.attention.Attend); PyTorch's SDPA when None.
         revision: branch, tag or commit of a hub model.
-        family: a name of weights.tables.FAMILIES, instead of the one config.json's model_type implies.
+        family: a name of weights.tables.FAMILIES, instead of the one config.json implies; a weights file
+            without config.json needs it: "facebook", "jax", "torchvision/vit_b_16", "timm/vit_base_patch16_224".
 
     Returns:
         The model in eval mode, with .config, .image_spec, .labels, .name and .revision.
@@ -44,11 +45,13 @@ def load(
         CheckpointError: the files are damaged, or do not make up one model; nothing is guessed.
         UsageError: an argument that cannot be honoured.
     """
-    source = find(id_or_path, revision)
+    source = find(id_or_path, revision, family)
     return convert.build(source, dtype=dtype, device=device, attend=attend or attend_sdpa, family=family)
 
 
-def describe(id_or_path: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:
+def describe(
+    id_or_path: str | os.PathLike[str], *, revision: str | None = None, family: str | None = None
+) -> dict[str, Any]:
     """Architecture, parameters, tokens, labels, preprocessing and bytes of a checkpoint, as JSON-ready facts.
 
     Only config.json, preprocessor_config.json and the headers of the weight files are read.
@@ -56,4 +59,17 @@ def describe(id_or_path: str | os.PathLike[str], *, revision: str | None = None)
     Raises:
         As `load`.
     """
-    return convert.describe(find(id_or_path, revision))
+    return convert.describe(find(id_or_path, revision, family), family)
+
+
+def verify(
+    id_or_path: str | os.PathLike[str], *, revision: str | None = None, family: str | None = None
+) -> dict[str, Any]:
+    """Whether a checkpoint makes up one model, and what stands against it, as JSON-ready facts under "good" and others.
+
+    Only config.json, preprocessor_config.json and the headers of the weight files are read.
+
+    Raises:
+        ModelUnavailableError, UsageError: as `load`; a checkpoint that falls short is no error here.
+    """
+    return convert.verify(find(id_or_path, revision, family), family)

@@ -3,140 +3,117 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from minivit.attention import Attend, attend_sdpa
-from minivit.config import RESAMPLES, ImageSpec, ViTConfig
 from minivit.errors import CheckpointError, UsageError
 from minivit.model import ViT
+from minivit.weights.configs import find_preprocessor, listed, read_config, read_image_spec, read_labels
 from minivit.weights.files import Source
-from minivit.weights.tables import FAMILIES, PROCESSORS, Table
+from minivit.weights.operations import OPERATIONS
+from minivit.weights.shards import SHORT_DTYPE, Shards, first_line, load_pickle
+from minivit.weights.tables import FAMILIES, Kind, Row, Spelling, Table
+
+__all__ = ["Shards", "build", "describe", "examine", "load_pickle", "match", "read_image_spec", "table_for", "verify"]
 
 
 def table_for(source: Source, family: str | None = None) -> Table:
-    """The family's table: the one asked for, else the one of config.json's model_type.
+    """The family's table: the one asked for, else the one of config.json's model_type or timm's architecture.
+
+    Args:
+        family: a name of FAMILIES, alone or in front of a model's name ("torchvision/vit_b_16").
 
     Raises:
         UsageError: no such family.
         CheckpointError: config.json names a model type without a table.
     """
     if family is not None:
-        if family not in FAMILIES:
-            raise UsageError(f"no family {family!r}; known are {', '.join(FAMILIES)}")
-        return FAMILIES[family]
+        name = family.partition("/")[0]
+        if name not in FAMILIES:
+            raise UsageError(f"no family {name!r}; known are {', '.join(FAMILIES)}")
+        return FAMILIES[name]
     model_type = source.config.get("model_type")
+    if model_type is None and "architecture" in source.config:
+        return FAMILIES["timm"]
     for table in FAMILIES.values():
         if model_type in table.model_types:
             return table
     known = ", ".join(model_type for table in FAMILIES.values() for model_type in table.model_types)
-    raise CheckpointError(f"{source.name}: config.json has model_type {model_type!r}; known are {known}")
+    raise CheckpointError(
+        f"{source.name}: config.json has model_type {model_type!r}; known are {known}, and timm's architecture"
+    )
 
 
-# As safetensors names them in its header.
-SHORT_DTYPE = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+class Assembly(NamedTuple):
+    """How one parameter comes out of the file: parts, each in its layout, concatenated along the first axis."""
+
+    parts: tuple[str | None, ...]  # names in the file; None: zeros
+    layout: str  # a name of OPERATIONS
+    rows: tuple[int, ...]  # of every part in the first axis
 
 
-class Shards:
-    """The tensors of a checkpoint by name, memory-mapped; a context manager over its open files."""
-
-    def __init__(self, source: Source):
-        self.name = source.name
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
-        self._read: dict[str, Callable[[], Tensor]] = {}
-        self._stack = ExitStack()
-        for shard in source.shards:
-            for name, shape, dtype, read in self._open(shard):
-                if name in self.shapes:
-                    raise CheckpointError(f"{shard}: tensor {name} is in another shard too")
-                self.shapes[name], self.dtypes[name], self._read[name] = shape, dtype, read
-
-    def __enter__(self) -> Shards:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stack.close()
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._read[name]()
-
-    def _open(self, shard: Path) -> Iterator[tuple[str, tuple[int, ...], str, Callable[[], Tensor]]]:
-        if not shard.is_file():
-            raise CheckpointError(f"{shard}: missing, though the index lists it")
-        if shard.suffix != ".safetensors":
-            for name, tensor in load_pickle(shard).items():
-                dtype = SHORT_DTYPE.get(tensor.dtype, str(tensor.dtype))
-                yield name, tuple(tensor.shape), dtype, tensor.detach
-            return
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            file = self._stack.enter_context(safe_open(shard, framework="pt"))
-            names = file.keys()
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{shard}: not a whole safetensors file ({error}); download it again") from None
-        for name in names:
-            view = file.get_slice(name)
-            yield name, tuple(view.get_shape()), view.get_dtype(), partial(file.get_tensor, name)
-
-
-def load_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch .bin or .pth file, read with weights_only=True.
-
-    Refused below torch 2.10, where weights_only can be circumvented (CVE-2025-32434 before 2.6,
-    CVE-2026-24747 before 2.10).
-    """
-    version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
-    if version < (2, 10):
-        raise CheckpointError(
-            f"{path}: a pickle is not safe to read with torch {torch.__version__}; "
-            "update to torch 2.10 or use a model.safetensors file"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # unpickling damaged bytes raises nearly any type
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: not readable as a PyTorch file of plain tensors ({reason})") from None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise CheckpointError(f"{path}: holds no plain dictionary of tensors")
-    return state
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Checkpoint:
-    """A checkpoint proven to make up one model, before any weight is read."""
+    """What a checkpoint is, from its configuration and the headers of its files, before any weight is read."""
 
+    table: Table
     model: ViT  # on the meta device: shapes without memory
-    plan: dict[str, tuple[str, ...]]  # parameter -> the tensors of the file that make it up
+    plan: dict[str, Assembly] = field(default_factory=dict)  # parameter -> where it comes from
+    missing: list[str] = field(default_factory=list)  # names the family's table asks for and no file has
+    unexpected: list[str] = field(default_factory=list)  # names no row of the table asks for
+    mismatched: list[str] = field(default_factory=list)  # one line each: name, what it is, what was expected
+
+    @property
+    def faults(self) -> str:
+        """Everything that is wrong, on one line; empty when the tensors make up the model."""
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "mismatched": self.mismatched}
+        return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names)
 
 
 def match(source: Source, shards: Shards, attend: Attend = attend_sdpa, family: str | None = None) -> Checkpoint:
-    """Match config.json with the headers of the weight files.
+    """A checkpoint proven to make up one model, from config.json and the headers of the weight files.
 
     Raises:
         CheckpointError: config.json, preprocessor_config.json and tensors do not make up one model.
     """
+    checkpoint = examine(source, shards, attend, family)
+    if checkpoint.faults:
+        raise CheckpointError(f"{source.name}: the tensors do not fit config.json. {checkpoint.faults}")
+    return checkpoint
+
+
+def examine(source: Source, shards: Shards, attend: Attend = attend_sdpa, family: str | None = None) -> Checkpoint:
+    """As `match`, with what is missing, unexpected and mismatched listed in the result.
+
+    Raises:
+        CheckpointError: config.json or preprocessor_config.json cannot be honoured.
+    """
     table = table_for(source, family)
     # "vit.layernorm.weight" -> "layernorm.weight", remembering what the file says
-    names = {name.removeprefix(table.prefix): name for name in shards.shapes}
+    names = {_without_prefix(name, table): name for name in shards.shapes}
     if len(names) < len(shards.shapes):
         twice = sorted(set(shards.shapes) - set(names.values()))
-        raise CheckpointError(f"{source.name}: tensors stand with and without {table.prefix!r}: {_listed(twice)}")
-    config = read_config(source, table, {short: shards.shapes[name] for short, name in names.items()})
-    with torch.device("meta"):
-        model = ViT(config, attend)
+        prefixes = " or ".join(map(repr, table.prefixes))
+        raise CheckpointError(f"{source.name}: tensors stand with and without {prefixes}: {listed(twice)}")
+    config, kind = read_config(source, table, {short: shards.shapes[name] for short, name in names.items()})
+    try:
+        with torch.device("meta"):
+            model = ViT(config, attend)
+    except (RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{source.name}: config.json makes no ViT: {first_line(error)}") from None
     model.name, model.revision = source.name, source.revision
     model.labels = read_labels(source, config.classes)
-    model.image_spec = read_image_spec(source.preprocessor, source.name) if source.preprocessor else None
-    return Checkpoint(model=model, plan=_plan(model, table, names, shards, source.name))
+    preprocessor, where = find_preprocessor(source, table, config)
+    model.image_spec = read_image_spec(preprocessor, source.name, table.processor, where) if preprocessor else None
+    checkpoint = Checkpoint(table=table, model=model)
+    _plan(checkpoint, kind, names, shards)
+    return checkpoint
 
 
 def build(
@@ -158,21 +135,27 @@ def build(
     state = {}
     with Shards(source) as shards:
         checkpoint = match(source, shards, attend, family)
-        for target, parts in checkpoint.plan.items():
-            tensors = [shards[part] for part in parts]
-            tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-            tensor = tensor.to(device=device, dtype=dtype)
-            if not torch.stack(tensor.aminmax()).isfinite().all():
-                raise CheckpointError(f"{source.name}: tensor {' + '.join(parts)} holds NaN or infinity as {dtype}")
-            state[target] = tensor
+        shapes = {name: parameter.shape for name, parameter in checkpoint.model.named_parameters()}
+        for target, assembly in checkpoint.plan.items():
+            stored = _assemble(assembly, shapes[target], shards)
+            state[target] = stored.to(device=device, dtype=dtype)
+            if not _is_finite(state[target]):
+                name = f"{source.name}: tensor {' + '.join(part for part in assembly.parts if part)}"
+                if _is_finite(stored):
+                    raise CheckpointError(f"{name} is too large for {dtype}; load it as float32 or bfloat16")
+                raise CheckpointError(f"{name} holds NaN or infinity; the file is damaged")
     checkpoint.model.load_state_dict(state, strict=True, assign=True)
     return checkpoint.model.eval()
 
 
-def describe(source: Source) -> dict[str, Any]:
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())
+
+
+def describe(source: Source, family: str | None = None) -> dict[str, Any]:
     """What `minivit info` prints, as JSON-ready facts; only headers are read."""
     with Shards(source) as shards:
-        model = match(source, shards).model
+        model = match(source, shards, family=family).model
         dtypes = sorted(set(shards.dtypes.values()))
     layout = model.config.layout
     return {
@@ -191,172 +174,119 @@ def describe(source: Source) -> dict[str, Any]:
     }
 
 
-@dataclass
-class _Faults:
-    missing: list[str]
-    unexpected: list[str]
-    mismatched: list[str]
-
-
-def _plan(model: ViT, table: Table, names: dict[str, str], shards: Shards, source: str) -> dict[str, tuple[str, ...]]:
-    """For every parameter, the tensors of the file that make it up; each tensor is used once.
+def verify(source: Source, family: str | None = None) -> dict[str, Any]:
+    """What `minivit verify` prints, as JSON-ready facts: the checkpoint against its family's table, by headers alone.
 
     Raises:
-        CheckpointError: naming every missing, unexpected and mismatched tensor at once.
+        UsageError: no such family.
     """
-    plan: dict[str, tuple[str, ...]] = {}
-    faults = _Faults([], [], [])
-    left = set(names)
-    for target, parameter in model.named_parameters():
-        spellings = source_names(table, target)
-        parts = next((parts for parts in spellings if any(part in left for part in parts)), spellings[0])
-        absent = [part for part in parts if part not in left]
-        left.difference_update(parts)
-        if absent:
-            faults.missing += absent
-            continue
-        plan[target] = tuple(names[part] for part in parts)
-        share = parameter.shape[0] // len(parts)
-        expected = (share, *parameter.shape[1:])
-        for name in plan[target]:
-            if shards.shapes[name] != expected:
-                faults.mismatched.append(f"{name} is {list(shards.shapes[name])}, expected {list(expected)}")
-    dropped = table.dropped if not model.config.classes else table.dropped | set(_both(table.pooler))
-    faults.unexpected = sorted(names[name] for name in left - dropped)
-    kinds = {kind: listed for kind, listed in vars(faults).items() if listed}
-    if kinds:
-        text = "; ".join(f"{len(listed)} {kind}: {_listed(listed)}" for kind, listed in kinds.items())
-        raise CheckpointError(f"{source}: the tensors do not fit config.json. {text}")
-    return plan
+    facts: dict[str, Any] = {"model": source.name, "revision": source.revision, "good": False, "error": None}
+    try:
+        with Shards(source) as shards:
+            checkpoint = examine(source, shards, family=family)
+            bytes_held = sum(shard.stat().st_size for shard in source.shards)
+            dtypes = sorted(set(shards.dtypes.values()))
+            tensors = len(shards.shapes)
+    except CheckpointError as error:
+        return {**facts, "error": str(error)}
+    model = checkpoint.model
+    used = sum(part is not None for assembly in checkpoint.plan.values() for part in assembly.parts)
+    found = "found" if source.preprocessor or "pretrained_cfg" in source.config else "assumed"
+    return {
+        **facts,
+        "good": not checkpoint.faults,
+        "family": next(name for name, table in FAMILIES.items() if table is checkpoint.table),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tensors": {"in file": tensors, "used": used, "dropped": tensors - used - len(checkpoint.unexpected)},
+        "bytes": bytes_held,
+        "dtypes": dtypes,
+        "missing": checkpoint.missing,
+        "unexpected": checkpoint.unexpected,
+        "mismatched": checkpoint.mismatched,
+        "head": {"outputs": model.config.classes, "labels": len(model.labels) if model.labels else 0},
+        "preprocessing": {"from": found if model.image_spec else "none", "steps": str(model.image_spec or "")},
+    }
 
 
-def source_names(table: Table, target: str) -> list[tuple[str, ...]]:
-    """All spellings of a parameter in files of the family, each as its parts: the table's row, made concrete."""
+def _without_prefix(name: str, table: Table) -> str:
+    return next((name.removeprefix(prefix) for prefix in table.prefixes if name.startswith(prefix)), name)
+
+
+def rows_for(table: Table, kind: Kind, config: object) -> dict[str, Row]:
+    """The rows of a table that count for one configuration: its variants in place, and its classifier's name."""
+    rows = dict(table.rows)
+    for (name, value), variant in table.variants.items():
+        if getattr(config, name) == value:
+            rows.update(variant)
+    if kind.head:
+        rows.setdefault("head", (kind.head,))
+    return rows
+
+
+def spellings(rows: dict[str, Row], target: str) -> list[Spelling]:
+    """All spellings of a parameter in files of the family: the table's row, made concrete."""
     number = re.search(r"\.(\d+)\.", target)
     i = number[1] if number else ""
     template = re.sub(r"\.\d+\.", ".{i}.", target, count=1)
     stem, _, suffix = template.rpartition(".")
-    row, ending = (table.rows[template], "") if template in table.rows else (table.rows[stem], f".{suffix}")
-    spellings = [(spelling,) if isinstance(spelling, str) else spelling for spelling in row]
-    return [tuple(part.replace("{i}", i) + ending for part in parts) for parts in spellings]
+    row, ending = (rows[template], "") if template in rows else (rows[stem], f".{suffix}")
+    result = []
+    for given in row:
+        spelling = given if isinstance(given, Spelling) else Spelling((given,) if isinstance(given, str) else given)
+        parts = tuple(part and part.replace("{i}", i) + ending for part in spelling.parts)
+        result.append(spelling._replace(parts=parts))
+    return result
 
 
-def _both(module: str) -> tuple[str, str]:
-    return f"{module}.weight", f"{module}.bias"
+def assembly_of(spelling: Spelling, rows: int) -> Assembly:
+    """A spelling for a parameter of so many rows: shares become rows."""
+    shares = spelling.shares or (1,) * len(spelling.parts)
+    return Assembly(spelling.parts, spelling.layout, tuple(rows * share // sum(shares) for share in shares))
 
 
-def _listed(names: list[str], most: int = 12) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def _plan(checkpoint: Checkpoint, kind: Kind, names: dict[str, str], shards: Shards) -> None:
+    """Find every parameter's tensors; each tensor is used once, and what does not fit is listed."""
+    table, config = checkpoint.table, checkpoint.model.config
+    rows = rows_for(table, kind, config)
+    left = set(names)
+    used: Counter[int] = Counter()
+    for target, parameter in checkpoint.model.named_parameters():
+        known = spellings(rows, target)
+        present = [i for i, spelling in enumerate(known) if any(part in left for part in spelling.parts)]
+        # A parameter that is not there at all is asked for in the spelling of its neighbours.
+        usual = min(used.most_common(1)[0][0] if used else 0, len(known) - 1)
+        chosen = present[0] if present else usual
+        used[chosen] += len(known) > 1
+        assembly = assembly_of(known[chosen], parameter.shape[0])
+        parts = [part for part in assembly.parts if part]
+        absent = [part for part in parts if part not in left]
+        left.difference_update(parts)
+        if absent:
+            checkpoint.missing += absent
+            continue
+        checkpoint.plan[target] = assembly._replace(parts=tuple(part and names[part] for part in assembly.parts))
+        for part, share in zip(checkpoint.plan[target].parts, assembly.rows, strict=True):
+            expected = OPERATIONS[assembly.layout].file_shape((share, *parameter.shape[1:]), config.heads)
+            if part and shards.shapes[part] != expected:
+                checkpoint.mismatched.append(f"{part} is {list(shards.shapes[part])}, expected {list(expected)}")
+            elif part and shards.dtypes[part] not in SHORT_DTYPE.values():
+                floats = "/".join(SHORT_DTYPE.values())
+                checkpoint.mismatched.append(f"{part} is {shards.dtypes[part]}, expected {floats}")
+    dropped = [*table.dropped, *([f"{table.pooler}.*"] if table.pooler and config.classes else [])]
+    checkpoint.unexpected = sorted(
+        names[name] for name in left if not any(fnmatchcase(name, pattern) for pattern in dropped)
+    )
 
 
-def read_config(source: Source, table: Table, shapes: dict[str, tuple[int, ...]]) -> ViTConfig:
-    """config.json as a ViTConfig; `shapes` (short source name -> shape) tells which optional parts the file has.
-
-    Raises:
-        CheckpointError: a value this model cannot honour.
-    """
-    given = source.config
-
-    def refuse(key: str, why: str) -> CheckpointError:
-        return CheckpointError(f"{source.name}: config.json has {key} = {given.get(key)!r}; {why}")
-
-    values: dict[str, Any] = {name: given.get(key, default) for name, (key, default) in table.fields.items()}
-    size = values["image_size"]
-    values["image_size"] = tuple(size) if isinstance(size, list) else (size, size)
-    if isinstance(values["patch_size"], list):
-        if len(set(values["patch_size"])) != 1:
-            raise refuse("patch_size", "patches must be square")
-        values["patch_size"] = values["patch_size"][0]
-    if values["activation"] not in table.activations:
-        raise refuse(table.fields["activation"][0], f"known are {', '.join(table.activations)}")
-    values["activation"] = table.activations[values["activation"]]
-
-    architecture = (given.get("architectures") or [None])[0]
-    if architecture is not None and architecture not in table.architectures:
-        raise refuse("architectures", f"known are {', '.join(table.architectures)}")
-    head = table.architectures[architecture] if architecture else f"{table.head}.weight" in shapes
-    values["classes"] = _classes(source, table, shapes) if head else 0
-    # A pooler beside a head is not used by the reference either; without a head it is the output.
-    values["pooler"] = not head and f"{table.pooler}.weight" in shapes
-    if values["pooler"] and given.get("pooler_act", "tanh") != "tanh":
-        raise refuse("pooler_act", "only tanh is known")
-    try:
-        return ViTConfig(**values)
-    except (UsageError, TypeError) as error:
-        raise CheckpointError(f"{source.name}: config.json makes no ViT: {error}") from None
-
-
-def _classes(source: Source, table: Table, shapes: dict[str, tuple[int, ...]]) -> int:
-    """How many outputs the head has: what config.json says, else what the file holds."""
-    given = source.config
-    if isinstance(given.get("id2label"), dict):
-        return len(given["id2label"])
-    if isinstance(given.get("num_labels"), int):
-        return given["num_labels"]
-    return shapes.get(f"{table.head}.weight", (0,))[0]
-
-
-def read_labels(source: Source, classes: int) -> dict[int, str] | None:
-    """{index: name} of config.json's id2label, or None where it has none or only LABEL_0, LABEL_1, ...
-
-    Raises:
-        CheckpointError: the keys are not 0 to classes - 1.
-    """
-    given = source.config.get("id2label")
-    if not classes or not given:
-        return None
-    try:
-        labels = {int(key): str(name) for key, name in given.items()}
-    except ValueError:
-        raise CheckpointError(f"{source.name}: config.json has id2label keys that are no numbers") from None
-    if sorted(labels) != list(range(classes)):
-        raise CheckpointError(f"{source.name}: config.json has id2label keys other than 0 to {classes - 1}")
-    if all(name == f"LABEL_{index}" for index, name in labels.items()):
-        return None
-    return dict(sorted(labels.items()))
-
-
-def read_image_spec(given: dict, name: str) -> ImageSpec:
-    """preprocessor_config.json, in its old and its new form, as an ImageSpec.
-
-    Raises:
-        CheckpointError: a processor or a value that cannot be honoured.
-    """
-    kind = str(given.get("image_processor_type") or given.get("feature_extractor_type") or "ViTImageProcessor")
-    short = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
-    if short not in PROCESSORS:
-        raise CheckpointError(f"{name}: preprocessor_config.json is for {kind}; known are {', '.join(PROCESSORS)}")
-    values = {**PROCESSORS[short], **{key: value for key, value in given.items() if value is not None}}
-
-    def fail(key: str) -> CheckpointError:
-        return CheckpointError(
-            f"{name}: preprocessor_config.json has {key} = {values[key]!r}, which minivit cannot honour"
-        )
-
-    def size(key: str, square: bool) -> tuple[int, int] | int:
-        match values[key]:
-            case int(side):
-                return (side, side) if square else side
-            case {"height": int(height), "width": int(width)} | [int(height), int(width)]:
-                return height, width
-            case {"shortest_edge": int(side), **rest} if not rest.get("longest_edge"):
-                return side
-        raise fail(key)
-
-    crop = size("crop_size", square=True) if values["do_center_crop"] else None
-    if isinstance(crop, int):
-        raise fail("crop_size")
-    if values["resample"] not in range(len(RESAMPLES)):
-        raise fail("resample")
-    try:
-        return ImageSpec(
-            resize=size("size", square=values["square"]) if values["do_resize"] else None,
-            crop=crop,
-            resample=RESAMPLES[values["resample"]],
-            rescale=float(values["rescale_factor"]) if values["do_rescale"] else 1.0,
-            mean=tuple(values["image_mean"]) if values["do_normalize"] else (0.0, 0.0, 0.0),
-            std=tuple(values["image_std"]) if values["do_normalize"] else (1.0, 1.0, 1.0),
-        )
-    except (UsageError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{name}: preprocessor_config.json makes no preprocessing: {error}") from None
+def _assemble(assembly: Assembly, shape: torch.Size, shards: Shards) -> Tensor:
+    """The tensors of the file as one parameter."""
+    load = OPERATIONS[assembly.layout].load
+    tensors = [load(shards[part]) if part else None for part in assembly.parts]
+    like = next(tensor for tensor in tensors if tensor is not None)
+    filled = [
+        like.new_zeros(rows, *shape[1:]) if tensor is None else tensor
+        for tensor, rows in zip(tensors, assembly.rows, strict=True)
+    ]
+    whole = filled[0] if len(filled) == 1 else torch.cat(filled)
+    # leading axes of 1, which the flat layout leaves out
+    return whole.reshape(shape).contiguous()

@@ -1,15 +1,16 @@
-"""Where the bytes are: a folder, a file, the bundled model, or the Hugging Face hub and its cache."""
+"""Where the bytes are: a folder, a file, the bundled model, torchvision's server, the Hugging Face hub, and caches."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minivit.errors import CheckpointError, ModelUnavailableError, UsageError
+from minivit.weights import architectures
 
 BUNDLED = {"minivit/cifar10-vit": Path(__file__).parent.parent / "pretrained" / "cifar10-vit"}
 
@@ -28,13 +29,16 @@ class Source:
     shards: tuple[Path, ...]  # weight files, together all tensors
 
 
-def find(id_or_path: str | os.PathLike[str], revision: str | None = None) -> Source:
-    """All files of a checkpoint; what the hub has and the cache has not is downloaded.
+def find(id_or_path: str | os.PathLike[str], revision: str | None = None, family: str | None = None) -> Source:
+    """All files of a checkpoint; what the hub or torchvision has and the cache has not is downloaded.
 
     Args:
         id_or_path: a folder with config.json and weights, one weights file with config.json beside
-            it, a name of BUNDLED, or a hub id such as "google/vit-base-patch16-224".
+            it, a name of BUNDLED, a hub id such as "google/vit-base-patch16-224", or a name such as
+            "torchvision/vit_b_16" or "torchvision/vit_b_16.IMAGENET1K_SWAG_E2E_V1".
         revision: branch, tag or commit of the hub.
+        family: says what a weights file without a config.json is: "facebook", "jax", or with the
+            model's name "torchvision/vit_b_16" or "timm/vit_base_patch16_224".
 
     Raises:
         ModelUnavailableError: no such path or hub model, or no way to the hub; says what was tried.
@@ -46,20 +50,24 @@ def find(id_or_path: str | os.PathLike[str], revision: str | None = None) -> Sou
     if path.exists() or not _is_hub_id(name):
         if revision is not None:
             raise UsageError(f"{name} is on disk; revision {revision!r} has a meaning only for hub models")
-        return _find_local(path, name)
+        return _find_local(path, name, family)
+    owner, _, model = name.partition("/")
+    if owner == "torchvision":
+        if revision is not None:
+            raise UsageError(f"{name} has no revisions; its weights are named, as in {name}.IMAGENET1K_V1")
+        return _find_at_torchvision(name, model)
+    if owner == "timm" and "_clip_quickgelu_" in model:
+        # timm keeps the weights of both activations in the repository of the exact one; the name decides.
+        source = _find_on_hub(name.replace("_clip_quickgelu_", "_clip_"), revision)
+        return replace(source, name=name, config={**source.config, "architecture": model.partition(".")[0]})
     return _find_on_hub(name, revision)
-
-
-def is_cached(repo: str, revision: str | None = None) -> bool:
-    """Whether a hub model can be loaded without the network."""
-    return _cached(repo, "config.json", revision) is not None and any(_cached(repo, f, revision) for f in WEIGHTS)
 
 
 def _is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
 
 
-def _find_local(path: Path, name: str) -> Source:
+def _find_local(path: Path, name: str, family: str | None) -> Source:
     if not path.exists():
         raise ModelUnavailableError(f"{name}: no such file or folder, and not a hub id of the form owner/model")
     folder = path if path.is_dir() else path.parent
@@ -69,17 +77,93 @@ def _find_local(path: Path, name: str) -> Source:
             raise CheckpointError(f"{name}: no weights in this folder; expected one of {', '.join(WEIGHTS)}")
     else:
         weights = path
-    config = folder / "config.json"
-    if not config.is_file():
-        raise CheckpointError(f"{config}: missing; it says what the tensors in {weights.name} are")
-    preprocessor = folder / "preprocessor_config.json"
+    config, preprocessor = folder / "config.json", folder / "preprocessor_config.json"
+    named, assumed = _config_by_name(family)
+    if not config.is_file() and named is None:
+        raise CheckpointError(
+            f"{config}: missing; it says what the tensors in {weights.name} are. Without it, name the family: "
+            "torchvision/MODEL, timm/MODEL, facebook or jax"
+        )
     return Source(
         name=name,
         revision=None,
-        config=read_json(config),
-        preprocessor=read_json(preprocessor) if preprocessor.is_file() else None,
+        config=named or (read_json(config) if config.is_file() else {}),
+        preprocessor=read_json(preprocessor) if preprocessor.is_file() else assumed,
         shards=tuple(folder / shard for shard in _shards(weights)),
     )
+
+
+def _config_by_name(family: str | None) -> tuple[dict | None, dict | None]:
+    """What config.json and preprocessor_config.json would say of a model that is only named; None where they must.
+
+    Args:
+        family: "torchvision/vit_b_16", "timm/vit_base_patch16_224", "facebook", "jax", or None.
+
+    Raises:
+        UsageError: torchvision has no such model or weights.
+    """
+    owner, _, model = (family or "").partition("/")
+    if owner == "torchvision":
+        return _torchvision_config(model)[:2]
+    if owner == "timm" and model:
+        return {"architecture": model.partition(".")[0]}, None
+    return ({}, None) if owner in ("facebook", "jax") else (None, None)
+
+
+def imagenet_labels() -> dict[int, str]:
+    """The 1000 classes of ImageNet-1k in the order every checkpoint uses, under torchvision's names for them."""
+    names = (Path(__file__).parent / "imagenet_labels.txt").read_text(encoding="utf-8").splitlines()
+    return dict(enumerate(names))
+
+
+def _torchvision_config(model: str) -> tuple[dict, dict, str]:
+    """config.json and preprocessor_config.json for one of torchvision's names, and the file with its weights."""
+    model, _, enum = model.partition(".")
+    if model not in architectures.TORCHVISION_WEIGHTS:
+        known = ", ".join(architectures.TORCHVISION_WEIGHTS)
+        raise UsageError(f"torchvision/{model}: no such model; known are {known}")
+    weights = architectures.TORCHVISION_WEIGHTS[model]
+    enum = enum or next(iter(weights))
+    if enum not in weights:
+        raise UsageError(f"torchvision/{model}: no weights {enum}; known are {', '.join(weights)}")
+    file, size, edge, resample = weights[enum]
+    sizes = architectures.TORCHVISION_SIZES[model]
+    config = {
+        "model_type": "torchvision",
+        **sizes,
+        "image_size": size,
+        "intermediate_size": 4 * sizes["hidden_size"],
+        "id2label": imagenet_labels(),
+    }
+    preprocessor = {
+        "image_processor_type": "TorchvisionPreset",
+        "size": {"shortest_edge": edge},
+        "crop_size": {"height": size, "width": size},
+        "resample": resample,
+    }
+    return config, preprocessor, file
+
+
+def _find_at_torchvision(name: str, model: str) -> Source:
+    """torchvision's file, from the folder torchvision itself keeps its downloads in, or from its server."""
+    from torch import hub
+
+    config, preprocessor, file = _torchvision_config(model)
+    path = Path(hub.get_dir()) / "checkpoints" / file
+    if not path.is_file():
+        from huggingface_hub import constants
+
+        url = architectures.TORCHVISION_URL + file
+        if constants.HF_HUB_OFFLINE:
+            raise ModelUnavailableError(f"{name}: {path} is not there and HF_HUB_OFFLINE is set; fetch {url}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # The name ends in the beginning of the file's SHA-256, which is checked before it is moved to its place.
+            digest = path.stem.rpartition("-")[2]
+            hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
+        except Exception as error:  # urllib lets its transport's many types through
+            raise ModelUnavailableError(f"{name}: downloading {url} to {path} failed ({_cause(error)})") from error
+    return Source(name=name, revision=None, config=config, preprocessor=preprocessor, shards=(path,))
 
 
 def _shards(weights: Path) -> list[str]:
@@ -89,18 +173,18 @@ def _shards(weights: Path) -> list[str]:
     weight_map = read_json(weights).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{weights}: no weight_map; it should say which shard holds which tensor")
-    shards = sorted({str(shard) for shard in weight_map.values()})
-    for shard in shards:
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{weights}: shard {shard!r} is not a plain file name")
-    return shards
+    kind = Path(weights.name.removesuffix(".index.json")).suffix
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or Path(shard).name != shard or Path(shard).suffix != kind:
+            raise CheckpointError(f"{weights}: shard {shard!r} is not the plain name of a {kind} file")
+    return sorted(set(weight_map.values()))
 
 
 def read_json(path: Path) -> dict:
     """A JSON file that must hold an object; raises CheckpointError naming the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected an object")
@@ -117,65 +201,103 @@ def _find_on_hub(repo: str, revision: str | None) -> Source:
         raise CheckpointError(f"{repo}: the repository has no config.json, so it is not a transformers checkpoint")
     # Every later file comes from the same commit, even if the branch moves meanwhile.
     commit = config.parent.name
-    weights = _first(_fetch(repo, file, commit) for file in WEIGHTS)
+    weights = _first(repo, WEIGHTS, commit)
     if weights is None:
         raise CheckpointError(f"{repo}: the repository has no weights; expected one of {', '.join(WEIGHTS)}")
-    preprocessor = _fetch(repo, "preprocessor_config.json", commit)
-    shards = [path for shard in _shards(weights) if (path := _fetch(repo, shard, commit))]
+    shards = [weights]
+    if weights.suffix == ".json":
+        shards = []
+        for shard in _shards(weights):
+            path = _fetch(repo, shard, commit)
+            if path is None:
+                raise CheckpointError(f"{repo}: {weights.name} lists {shard}, which the repository does not have")
+            shards.append(path)
+    try:
+        preprocessor = _fetch(repo, "preprocessor_config.json", commit)
+    except ModelUnavailableError:
+        # The weights came from the cache. There a file the repository does not have looks like one
+        # that was never fetched; without it the model runs, and refuses to prepare pictures.
+        preprocessor = None
     return Source(
         name=repo,
         revision=commit,
         config=read_json(config),
         preprocessor=read_json(preprocessor) if preprocessor else None,
-        shards=tuple(shards) if weights.suffix == ".json" else (weights,),
+        shards=tuple(shards),
     )
 
 
-def _first(paths: Iterable[Path | None]) -> Path | None:
-    return next((path for path in paths if path), None)
+def _first(repo: str, files: tuple[str, ...], commit: str) -> Path | None:
+    """The first of several files that the repository has, or if the hub is out of reach, the cache."""
+    unavailable = None
+    for file in files:
+        try:
+            path = _fetch(repo, file, commit, online=unavailable is None)
+        except ModelUnavailableError as error:
+            unavailable = unavailable or error
+        else:
+            if path:
+                return path
+    if unavailable:
+        raise unavailable
+    return None
 
 
-def _cached(repo: str, file: str, revision: str | None) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repo, file, revision=revision)
-    return Path(found) if isinstance(found, str) else None
-
-
-def _fetch(repo: str, file: str, revision: str | None) -> Path | None:
+def _fetch(repo: str, file: str, revision: str | None, *, online: bool = True) -> Path | None:
     """One file of a hub repository, from the cache or the network; None when the repository has no such file."""
-    cached = _cached(repo, file, revision)
-    if cached:
-        return cached
+    from huggingface_hub import (
+        constants,
+        errors,
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
-    from huggingface_hub import constants, errors, hf_hub_download
-
-    where = f"{constants.ENDPOINT}/{repo}" + (f" at revision {revision}" if revision else "")
-    fetch = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
-    cache = f"the cache is {constants.HF_HUB_CACHE}"
+    where = f"{constants.ENDPOINT}/{repo}"
     try:
-        return Path(hf_hub_download(repo, file, revision=revision))
-    except errors.LocalEntryNotFoundError as error:
-        tried = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{where} cannot be reached ({_cause(error)})"
-        message = f"{repo}: {file} is not cached and {tried}; {cache}; fetch it where there is a network: {fetch}"
-        raise ModelUnavailableError(message) from None
-    except errors.EntryNotFoundError:
-        return None
+        cached = try_to_load_from_cache(repo, file, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+        # Known to be absent: final for a commit, while a branch may have gained the file since.
+        if cached is not None and re.fullmatch("[0-9a-f]{40}", revision or ""):
+            return None
+        if constants.HF_HUB_OFFLINE or not online:
+            reason = "the network is switched off (--offline or HF_HUB_OFFLINE)"
+        else:
+            with suppress(errors.EntryNotFoundError):
+                # Asked once before hf_hub_download, which would knock at a closed door for minutes.
+                get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
+            return Path(hf_hub_download(repo, file, revision=revision))
+    except errors.HFValidationError as error:
+        raise ModelUnavailableError(f"{repo}: neither a path here nor a hub id ({_cause(error)})") from None
     except errors.GatedRepoError:
         message = f"{repo}: gated; accept its terms at {where}, then log in: hf auth login"
         raise ModelUnavailableError(message) from None
     except errors.RepositoryNotFoundError:
-        message = f"{repo}: not found at {where}; check the id, or log in if it is private: hf auth login"
-        raise ModelUnavailableError(message) from None
+        message = f"neither a path here nor found at {where}; check the id, or log in if it is private: hf auth login"
+        raise ModelUnavailableError(f"{repo}: {message}") from None
     except errors.RevisionNotFoundError:
         raise ModelUnavailableError(f"{repo}: no revision {revision!r} at {where}") from None
+    except errors.LocalEntryNotFoundError as error:
+        reason = _cause(error)
+    except errors.EntryNotFoundError:
+        return None
     except Exception as error:  # the hub's client lets its transport's many types through
-        message = f"{repo}: downloading {file} from {where} failed ({_cause(error)}); {cache}; try again: {fetch}"
-        raise ModelUnavailableError(message) from error
+        reason = _cause(error)
+    fetch = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
+    raise ModelUnavailableError(
+        f"{repo}: {file} is not cached and could not be downloaded from {where}: {reason}; "
+        f"the cache is {constants.HF_HUB_CACHE}; fetch it where there is a network: {fetch}"
+    )
 
 
 def _cause(error: BaseException) -> str:
     """The innermost reason of a chain of exceptions, on one line."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    response = getattr(error, "response", None)
+    if response is not None:
+        said = response.headers.get("X-Error-Message")
+        return f"it answered {response.status_code}" + (f", {said}" if said else "")
     return " ".join(str(error).split()) or type(error).__name__

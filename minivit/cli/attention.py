@@ -1,0 +1,344 @@
+"""minivit attention: where a model looks, over the photo."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minivit.cli.console import (
+    add_hub_options,
+    add_model_option,
+    add_run_options,
+    load_model,
+    positive,
+    printable,
+    say,
+)
+from minivit.cli.picture import check_suffix, open_photo, pixels_for, say_notes, share, show, whole, writing
+from minivit.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minivit.model import ViT
+
+SCHEMA = 1  # of the JSON record; a field is only ever added under the same number
+
+# Every method, the options that mean something to it, and what its numbers are.
+METHODS: dict[str, tuple[set[str], str]] = {
+    "raw": ({"layer", "head", "query", "grid", "scale"}, "attention probability"),
+    "rollout": ({"head", "query", "start_layer", "residual", "discard"}, "share of the query after all layers"),
+    "grad-rollout": ({"head", "query", "class", "start_layer", "residual"}, "share, weighed by gradients"),
+    "relevance": ({"query", "class", "start_layer"}, "relevance"),
+    "legrad": ({"class", "start_layer"}, "mean positive gradient of attention"),
+    "gradients": ({"class"}, "sum of |gradient| in a patch"),
+    "integrated-gradients": ({"class", "steps"}, "sum of |contribution| in a patch"),
+    "similarity": ({"layer", "query", "scale"}, "cosine with the query"),
+    "norms": ({"layer", "scale"}, "length of the token"),
+    "pca": ({"layer"}, "principal components as red, green, blue"),
+}
+OPTIONS = ("layer", "head", "query", "class", "start_layer", "residual", "discard", "steps", "grid", "scale")
+DEFAULTS = {"start_layer": 0, "residual": 0.5, "discard": 0.0, "steps": 32, "scale": "each"}
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "attention",
+        help="draw where a model looks",
+        description="Draw a map of one picture: attention, rollout, what speaks for a class, or what its tokens hold. "
+        "Layers and heads are numbered from 0. An option that a method has no use for is refused.",
+        epilog="; ".join(f"{name}: {', '.join('--' + o.replace('_', '-') for o in OPTIONS if o in takes)}"
+                         for name, (takes, _) in METHODS.items()),
+    )  # fmt: skip
+    parser.add_argument("image", metavar="IMAGE", help="a picture file, or - for standard input")
+    parser.add_argument("--method", choices=METHODS, default="raw", help="what to map (raw)")
+    parser.add_argument("--layer", metavar="N|all", type=layer, help="block to read (the last), or each on one sheet")
+    parser.add_argument("--head", metavar="N|mean|max|min", type=head, help="one head, or how all are fused (mean)")
+    parser.add_argument(
+        "--query",
+        metavar="TOKEN",
+        type=query,
+        help="the token that looks: cls, dist, mean (of the patches) or ROW,COL of a patch "
+        "(cls where there is one, else mean; what the head reads for methods of a class)",
+    )
+    parser.add_argument("--class", metavar="NAME|INDEX", help="the class to follow back (the most likely)")
+    parser.add_argument("--start-layer", metavar="N", type=whole, help="first layer that takes part (0)")
+    parser.add_argument("--residual", metavar="SHARE", type=share, help="weight of the residual connection (0.5)")
+    parser.add_argument("--discard", metavar="SHARE", type=share, help="smallest attention to leave out (0)")
+    parser.add_argument("--steps", metavar="N", type=positive, help="points on the way from the baseline (32)")
+    parser.add_argument("--grid", action="store_true", default=None, help="layers x heads on one sheet")
+    parser.add_argument("--scale", choices=("each", "shared"), help="colours of a sheet: of each map (each) or of all")
+    parser.add_argument(
+        "--colours",
+        choices=("blue-red", "cubehelix"),
+        default="blue-red",
+        help="blue-red: much is red (default); cubehelix: even in lightness, much is white",
+    )
+    parser.add_argument("--opacity", metavar="SHARE", type=share, default=0.5, help="of the map over the photo (0.5)")
+    parser.add_argument("--smooth", action="store_true", help="interpolate between patches")
+    parser.add_argument("-o", "--out", metavar="FILE", help="map.png, map.npy or map.json; else text on the terminal")
+    add_model_option(parser)
+    add_hub_options(parser)
+    add_run_options(parser)
+    parser.set_defaults(run=run)
+
+
+def layer(text: str) -> int | str:
+    """An argparse type: the number of a layer, or "all"."""
+    return text if text == "all" else whole(text)
+
+
+def head(text: str) -> int | str:
+    """An argparse type: the number of a head, or how all are fused."""
+    return text if text in ("mean", "max", "min") else whole(text)
+
+
+def query(text: str) -> str | tuple[int, int]:
+    """An argparse type: a token by its kind, or a patch by its row and column."""
+    if text in ("cls", "dist", "mean"):
+        return text
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not cls, dist, mean or ROW,COL")
+    return int(parts[0]), int(parts[1])
+
+
+@dataclass(kw_only=True)
+class Maps:
+    """What was asked for: one map or a sheet of them."""
+
+    values: Tensor  # (rows, columns, h, w); of pca (h, w, 3)
+    rows: list[str]
+    columns: list[str]
+    title: str
+
+    @property
+    def single(self) -> bool:
+        return self.values.ndim == 3 or self.values.shape[:2] == (1, 1)
+
+    def one(self) -> Tensor:
+        return self.values if self.values.ndim == 3 else self.values[0, 0]
+
+
+def run(args: argparse.Namespace) -> int:
+    from minivit.preprocess import seen_box
+
+    check_suffix(args.out, ".png", ".npy", ".json")
+    settings = settings_of(args)
+    photo, notes = open_photo(args.image)
+    say_notes(args.image, notes)
+    model = load_model(args)
+    pixels_BCHW, spec = pixels_for(model, photo)
+    maps = compute(model, pixels_BCHW, args.method, settings)
+    if not args.out:
+        write_text(maps, photo, seen_box(photo.size, spec), args)
+    elif args.out.lower().endswith(".png"):
+        with writing(args.out):
+            draw(maps, photo, seen_box(photo.size, spec), args, settings).save(args.out)
+    elif args.out.lower().endswith(".npy"):
+        write_npy(args.out, maps.one() if maps.single else maps.values)
+    else:
+        values = (maps.one() if maps.single else maps.values).tolist()
+        record = {"schema": SCHEMA, "path": args.image, "method": args.method, "title": maps.title}
+        names = {} if maps.single else {"rows": maps.rows, "columns": maps.columns}
+        about = {"model": model.name, "revision": model.revision, "device": str(pixels_BCHW.device)}
+        warnings = {"warnings": notes} if notes else {}
+        text = json.dumps({**record, **names, "map": values, **about, **warnings})
+        with writing(args.out):
+            Path(args.out).write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a method, defaults filled in; refuses those it has no use for."""
+    takes, _ = METHODS[args.method]
+    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    useless = sorted(given.keys() - takes)
+    if useless:
+        users = [name for name, (options, _) in METHODS.items() if useless[0] in options]
+        raise UsageError(
+            f"--method {args.method} has no use for --{useless[0].replace('_', '-')}; it belongs to {', '.join(users)}"
+        )
+    if args.grid and args.head is not None:
+        raise UsageError("--grid draws every head; leave --head out")
+    if args.method == "pca" and args.layer == "all":
+        raise UsageError("--method pca draws one layer at a time; give --layer a number")
+    if "scale" in given and not (args.grid or args.layer == "all"):
+        raise UsageError("--scale is for sheets: with --grid or --layer all")
+    return {**{name: value for name, value in DEFAULTS.items() if name in takes}, **given}
+
+
+def compute(model: ViT, pixels_BCHW: Tensor, method: str, settings: dict[str, Any]) -> Maps:
+    """The maps of one picture."""
+    from minivit import study
+
+    config, layout = model.config, model.config.layout
+    title = [f"{method} of {printable(model.name or 'the model')}"]
+    if "class" in METHODS[method][0]:
+        target = find_class(model, pixels_BCHW, settings.get("class"))
+        title.append(f"for {class_name(model, target)}")
+    asked = settings.get("query")
+    if asked is None and "query" in METHODS[method][0] and "class" not in METHODS[method][0]:
+        asked = "cls" if layout.cls else "mean"
+    if asked is not None:
+        title.append("of the patch in row {}, column {}".format(*asked) if isinstance(asked, tuple) else f"of {asked}")
+    fused = settings.get("head", "mean")
+    if "head" in METHODS[method][0] and not settings.get("grid"):
+        title.append(f"head {fused}" if isinstance(fused, int) else f"{fused} over heads")
+    arguments: dict[str, Any] = {
+        name: settings[name] for name in ("start_layer", "residual", "discard", "steps") if name in settings
+    }
+    if "query" in METHODS[method][0]:
+        arguments["query"] = asked
+    chosen = settings.get("layer", "all" if settings.get("grid") else config.depth - 1)
+    if isinstance(chosen, int) and chosen >= config.depth:
+        raise UsageError(f"--layer {chosen}: there are layers 0 to {config.depth - 1}")
+    layers = range(config.depth) if chosen == "all" else [chosen]
+    names = [f"layer {i}" for i in layers]
+
+    def one(values_Bhw: Tensor) -> Maps:
+        title.extend(f"{name.replace('_', ' ')} {settings[name]:g}" for name in DEFAULTS if name in arguments)
+        return Maps(values=values_Bhw[None], rows=[""], columns=[""], title=", ".join(title))
+
+    if method == "raw":
+        trace = study.trace(
+            model, pixels_BCHW, keep=[f"blocks.{i}.{part}" for i in layers for part in "qk"], limit=None
+        )
+        if settings.get("grid"):
+            heads, all_probs = range(config.heads), [trace.attention[i] for i in layers]
+            grid = [[study.attention_map(probs, layout, query=asked, head=a) for a in heads] for probs in all_probs]
+            return Maps(values=stacked(grid), rows=names, columns=[f"head {a}" for a in heads], title=", ".join(title))
+        row = [study.attention_map(trace.attention[i], layout, query=asked, head=fused) for i in layers]
+        return sheet_or_one([row], [""], names, title)
+    if method == "rollout":
+        trace = study.trace(model, pixels_BCHW, keep=["blocks.*.q", "blocks.*.k"], limit=None)
+        return one(study.rollout(trace.attention, layout, fusion=fused, **arguments))
+    if method == "grad-rollout":
+        return one(study.grad_rollout(model, pixels_BCHW, target=target, fusion=fused, **arguments))
+    if method in ("relevance", "legrad"):
+        return one(getattr(study, method)(model, pixels_BCHW, target=target, **arguments))
+    if method in ("gradients", "integrated-gradients"):
+        function = study.input_gradients if method == "gradients" else study.integrated_gradients
+        return one(study.per_patch(function(model, pixels_BCHW, target=target, **arguments), layout))
+    # What tokens hold, after the final norm where no layer is asked for; the norm would hide lengths.
+    final = "layer" not in settings and method != "norms"
+    places = ["norm"] if final else [f"blocks.{i}.resid_post" for i in layers]
+    trace = study.trace(model, pixels_BCHW, keep=places, limit=None)
+    title.extend([] if chosen == "all" else ["after the final norm" if final else names[0]])
+    if method == "pca":
+        return Maps(values=study.pca(trace[places[0]], layout)[0], rows=[], columns=[], title=", ".join(title))
+    if method == "similarity":
+        row = [study.similarity(trace[place], layout, query=asked) for place in places]
+    else:
+        row = [study.norms(trace[place], layout) for place in places]
+    return sheet_or_one([row], [""], [""] if final else names, title)
+
+
+def stacked(grid: list[list[Tensor]]) -> Tensor:
+    """Maps (1, h, w) in rows and columns as one tensor (rows, columns, h, w)."""
+    import torch
+
+    return torch.stack([torch.cat(row) for row in grid])
+
+
+def sheet_or_one(grid: list[list[Tensor]], rows: list[str], columns: list[str], title: list[str]) -> Maps:
+    """A sheet of maps; of a single one, its name joins the title."""
+    values = stacked(grid)
+    if values.shape[:2] == (1, 1) and columns[0] and columns[0] not in title:
+        title = [*title, columns[0]]
+    return Maps(values=values, rows=rows, columns=columns, title=", ".join(title))
+
+
+def find_class(model: ViT, pixels_BCHW: Tensor, asked: str | None) -> int:
+    """The index of a class by number or name; without one, the most likely, which is said."""
+    import torch
+
+    labels = model.labels or {}
+    if not model.config.classes:
+        raise UsageError(f"{model.name}: has no classifier, so no class can be followed back; use another --method")
+    if asked is None:
+        with torch.inference_mode():
+            best = int(model(pixels_BCHW).argmax())
+        say(f"class: {class_name(model, best)}")
+        return best
+    if asked.isdecimal():
+        if int(asked) >= model.config.classes:
+            raise UsageError(f"--class {asked}: there are classes 0 to {model.config.classes - 1}")
+        return int(asked)
+    wanted = asked.casefold()
+    for test in (
+        lambda name: wanted in [part.strip() for part in [name, *name.split(",")]],
+        lambda name: wanted in name,
+    ):
+        found = [index for index, name in labels.items() if test(name.casefold())]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            some = ", ".join(class_name(model, index) for index in found[:6])
+            raise UsageError(f"--class {asked}: {len(found)} classes have that name: {some}; give the index")
+    raise UsageError(
+        f"--class {asked}: no class of that name among {len(labels)}; minivit info {model.name} --json lists them"
+    )
+
+
+def class_name(model: ViT, index: int) -> str:
+    """A class as it is shown: its label and index."""
+    return f"{printable(model.labels[index])} ({index})" if model.labels else f"class {index}"
+
+
+def draw(maps: Maps, photo: Any, box: Any, args: argparse.Namespace, settings: dict[str, Any]) -> Any:
+    """The maps as a picture: over the photo, or on one sheet."""
+    from minivit import viz
+
+    meaning = METHODS[args.method][1]
+    if maps.single:
+        title = f"{maps.title}\n{meaning}" + (
+            "" if maps.values.ndim == 3 else ", from the least of this map to its most"
+        )
+        return viz.overlay(
+            photo, maps.one(), box=box, colours=args.colours, opacity=args.opacity, smooth=args.smooth, title=title
+        )
+    title = f"{maps.title}: {meaning}"
+    return viz.sheet(maps.values, maps.rows, maps.columns, colours=args.colours, scale=settings["scale"], title=title)
+
+
+def write_text(maps: Maps, photo: Any, box: Any, args: argparse.Namespace) -> None:
+    """The maps on the terminal, one below the other."""
+    from minivit import viz
+
+    if maps.single:
+        values = maps.one()
+        image = viz.paint(photo, values, box=box, colours=args.colours, opacity=args.opacity, smooth=args.smooth)
+        print(maps.title)
+        if values.ndim == 3:
+            print(show(image, None))
+        else:
+            print(show(image, values))
+            print(f"{METHODS[args.method][1]} from {float(values.min()):.4g} to {float(values.max()):.4g}")
+        return
+    print(f"{maps.title}: {METHODS[args.method][1]}")
+    for row, name in zip(maps.values, maps.rows, strict=True):
+        for values, column in zip(row, maps.columns, strict=True):
+            label = " ".join(part for part in (name, column) if part)
+            print(f"{label}: {float(values.min()):.4g} to {float(values.max()):.4g}")
+            coloured = viz.maps.image_from_rgb(viz.colourise(viz.to_unit(values)[0], args.colours))
+            print(show(coloured, values, columns=2 * values.shape[1]))
+
+
+def write_npy(path: str, values: Tensor) -> None:
+    """A float tensor as a NumPy file, format version 1.0 (numpy/lib/format.py), without NumPy."""
+    import torch
+
+    values = values.detach().cpu().to(torch.promote_types(values.dtype, torch.float32)).contiguous()
+    kind = ("<f" if sys.byteorder == "little" else ">f") + str(values.itemsize)
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {tuple(values.shape)}, }}"
+    # Magic, version and length take 10 bytes; the whole is padded to 64 and ends in a newline.
+    header += " " * (-(10 + len(header) + 1) % 64) + "\n"
+    numbers = bytes(values.view(torch.uint8).flatten().tolist())
+    length = len(header).to_bytes(2, "little")
+    with writing(path):
+        Path(path).write_bytes(b"\x93NUMPY\x01\x00" + length + header.encode("latin1") + numbers)

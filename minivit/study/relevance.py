@@ -1,0 +1,259 @@
+"""What speaks for a class: methods that follow the gradient of one logit back to the patches.
+
+Methods that need the gradient of attention probabilities run the forward with those probabilities
+in the graph, by `attend_reference`'s formula, whatever kernel the model has; its own comes back
+afterwards. The logits of that run differ from the kernel's by rounding only. No parameter receives a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from minivit.attention import Attend, attention_probs
+from minivit.block import Block
+from minivit.config import TokenLayout, ViTConfig
+from minivit.errors import ShapeError, UsageError
+from minivit.model import ViT
+from minivit.study.attention import Query, fuse_heads, query_weights
+from minivit.study.trace import attend_swapped
+
+Target = int | Tensor | None
+
+
+def grad_rollout(
+    model: ViT,
+    pixels_BCHW: Tensor,
+    *,
+    target: Target = None,
+    residual: float = 0.5,
+    fusion: str | int = "mean",
+    start_layer: int = 0,
+    query: Query | None = None,
+) -> Tensor:
+    """Attention rollout with every probability weighed by its gradient: (B, h, w).
+
+    Gildenblat 2020 (github.com/jacobgil/vit-explain, vit_grad_rollout.py): a layer's matrix is
+    residual * I + (1 - residual) * max(fuse(gradient * attention), 0), its rows made to sum to 1. Gradients are
+    often small beside I, so that the residual weight decides how deep the map looks.
+
+    Args:
+        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+        residual, fusion, start_layer: as in `rollout`.
+        query: as `query_weights`; None is what the head reads.
+
+    Raises:
+        UsageError: a model without a head, or no such class, layer, head or token.
+    """
+    if not 0 <= residual <= 1:
+        raise UsageError(f"residual is {residual}; it is a share, from 0 to 1")
+    layout = model.config.layout
+    probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer)
+    row_BN = _start(model.config, query, probs[-1])
+    for probs_BANN, grads_BANN in zip(reversed(probs), reversed(grads), strict=True):
+        weighed_BNN = fuse_heads(probs_BANN * grads_BANN, fusion).clamp(min=0)
+        mixed_BNN = (1 - residual) * weighed_BNN + residual * torch.eye(layout.count).to(weighed_BNN)
+        sums_BN1 = mixed_BNN.sum(dim=-1, keepdim=True)
+        # Without a residual a row may be all zero: nothing of it speaks for the class.
+        row_BN = (row_BN[:, None] @ (mixed_BNN / sums_BN1.where(sums_BN1 > 0, 1)))[:, 0]
+    return layout.to_grid(row_BN)
+
+
+def relevance(
+    model: ViT, pixels_BCHW: Tensor, *, target: Target = None, start_layer: int = 0, query: Query | None = None
+) -> Tensor:
+    """Relevance of every patch for a class: (B, h, w), at least 0.
+
+    Chefer, Gur & Wolf 2021b (arXiv:2103.15679), equations 5 and 6 for self-attention: with
+    A = mean over heads of max(gradient * attention, 0), R grows layer by layer from I to R + A R. The
+    row of the query is carried from the last layer down, r to r + r A, which gives the same row.
+
+    Args:
+        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+        start_layer: the first layer that takes part.
+        query: as `query_weights`; None is what the head reads.
+
+    Raises:
+        UsageError: a model without a head, or no such class, layer or token.
+    """
+    probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer)
+    row_BN = _start(model.config, query, probs[-1])
+    for probs_BANN, grads_BANN in zip(reversed(probs), reversed(grads), strict=True):
+        relevance_BNN = (probs_BANN * grads_BANN).clamp(min=0).mean(dim=1)
+        row_BN = row_BN + (row_BN[:, None] @ relevance_BNN)[:, 0]
+    return model.config.layout.to_grid(row_BN)
+
+
+def legrad(
+    model: ViT, pixels_BCHW: Tensor, *, target: Target = None, start_layer: int = 0, pool: str = "mean"
+) -> Tensor:
+    """LeGrad: how much more attention to a patch would raise the class, layer by layer, (B, h, w), at least 0.
+
+    Bousselham et al. 2024 (arXiv:2404.03214), section 3: every layer's tokens are read by the model's own
+    final norm and head; the positive part of that logit's gradient by the layer's attention is averaged
+    over heads and queries, then over layers. The paper's last step, scaling the map to 0 to 1, is
+    left to whoever draws it.
+
+    Args:
+        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+        start_layer: the first layer that takes part.
+        pool: what the head reads of a layer: the "mean" of all its tokens, as the authors' code does, or what the
+            model's own "head" reads; then only the rows of those tokens have gradients.
+
+    Raises:
+        UsageError: a model without a head, or no such class, layer or pool.
+    """
+    if pool not in ("mean", "head"):
+        raise UsageError(f"pool is {pool!r}; it must be mean or head")
+    layers: list[Tensor] = []
+    with _attention_in_graph(model, pixels_BCHW, start_layer) as probs, ExitStack() as stack:
+        for block in model.blocks[start_layer:]:
+            handle = block.register_forward_hook(lambda module, args, output: layers.append(output))
+            stack.callback(handle.remove)
+        logits_BL = model(pixels_BCHW)
+        classes_B = _classes(model, logits_BL, target)
+        total_BM = torch.zeros(len(pixels_BCHW), model.config.layout.count).to(logits_BL)
+        for tokens_BND, probs_BANM in zip(layers, probs, strict=True):
+            if pool == "mean":
+                # Every token becomes the mean, so that whatever the head picks it reads the mean.
+                tokens_BND = tokens_BND.mean(dim=1, keepdim=True).expand_as(tokens_BND)
+            score = _picked(model.head(model.pool(model.norm(tokens_BND))), classes_B).sum()
+            (grad_BANM,) = torch.autograd.grad(score, probs_BANM, retain_graph=True)
+            total_BM += grad_BANM.clamp(min=0).mean(dim=(1, 2))
+    return model.config.layout.to_grid(total_BM / len(layers))
+
+
+def input_gradients(model: ViT, pixels_BCHW: Tensor, *, target: Target = None) -> Tensor:
+    """The gradient of a class's logit by the pixels: (B, C, H, W).
+
+    Simonyan et al. 2013 (arXiv:1312.6034), section 3; `per_patch` makes a map of it. Says what a
+    small change would do, not what made the score; noisy.
+
+    Args:
+        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+
+    Raises:
+        UsageError: a model without a head, or no such class.
+    """
+    with torch.enable_grad():
+        pixels_BCHW = pixels_BCHW.detach().requires_grad_()
+        logits_BL = model(pixels_BCHW)
+        score = _picked(logits_BL, _classes(model, logits_BL, target)).sum()
+        return torch.autograd.grad(score, pixels_BCHW)[0]
+
+
+def integrated_gradients(
+    model: ViT, pixels_BCHW: Tensor, *, target: Target = None, baseline: Tensor | None = None, steps: int = 32
+) -> Tensor:
+    """What every pixel adds to a class's logit on the straight way from a baseline: (B, C, H, W).
+
+    Sundararajan et al. 2017 (arXiv:1703.01365), equation 1 by the midpoint rule. The sum over a picture
+    is the logit's rise from the baseline, the nearer the more steps.
+
+    Args:
+        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+        baseline: pixels that broadcast to (B, C, H, W), where the way begins; None is zeros, the mean
+            colour of the training pictures after normalisation. The map depends on it.
+        steps: how many points of the way are run, one forward and backward each.
+
+    Raises:
+        UsageError: a model without a head, no such class, or fewer than one step.
+    """
+    if steps < 1:
+        raise UsageError(f"steps is {steps}; it must be at least 1")
+    start = torch.zeros_like(pixels_BCHW) if baseline is None else baseline.expand_as(pixels_BCHW)
+    with torch.no_grad():
+        classes_B = _classes(model, model(pixels_BCHW), target)
+    total = torch.zeros_like(pixels_BCHW)
+    for step in range(steps):
+        share = (step + 0.5) / steps
+        total += input_gradients(model, start + share * (pixels_BCHW - start), target=classes_B)
+    return (pixels_BCHW - start) * total / steps
+
+
+def per_patch(attribution_BCHW: Tensor, layout: TokenLayout) -> Tensor:
+    """Values of pixels as a map of patches: the sum of their magnitudes in each, (B, C, H, W) -> (B, h, w).
+
+    Raises:
+        ShapeError: the pixels are not a whole number per patch.
+    """
+    (height, width), (rows, columns) = attribution_BCHW.shape[2:], layout.grid
+    if height % rows or width % columns:
+        raise ShapeError(f"{height} x {width} pixels do not make {rows} x {columns} patches of equal size")
+    # (B, C, H, W) -> (B, C, h, patch, w, patch) -> (B, h, w)
+    parts = attribution_BCHW.abs().unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
+    return parts.sum(dim=(1, 3, 5))
+
+
+@contextmanager
+def _attention_in_graph(model: ViT, pixels_BCHW: Tensor, start_layer: int) -> Iterator[list[Tensor]]:
+    """Run forwards inside: the list fills with probs_BANM of the layers from `start_layer`, all in the graph."""
+    _check_head(model)
+    if not 0 <= start_layer < model.config.depth:
+        raise UsageError(f"start_layer is {start_layer}; there are layers 0 to {model.config.depth - 1}")
+    if tuple(pixels_BCHW.shape[2:]) != model.config.image_size:
+        model.layout_of(pixels_BCHW)  # says so
+    probs: list[Tensor] = []
+
+    def wrap(_: Attend) -> Attend:
+        def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+            probs_BANM = attention_probs(q, k, scale=scale)
+            if not probs_BANM.requires_grad:  # a model with frozen weights
+                probs_BANM.requires_grad_()
+            probs.append(probs_BANM)
+            return probs_BANM @ v
+
+        return attend
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        for block in model.blocks[start_layer:]:
+            stack.enter_context(attend_swapped(cast(Block, block).attn, wrap))
+        yield probs
+
+
+def _probs_and_grads(
+    model: ViT, pixels_BCHW: Tensor, target: Target, start_layer: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """probs_BANM of the layers from `start_layer` on, and the gradient of the class's logit by each."""
+    with _attention_in_graph(model, pixels_BCHW, start_layer) as probs:
+        logits_BL = model(pixels_BCHW)
+        score = _picked(logits_BL, _classes(model, logits_BL, target)).sum()
+        grads = torch.autograd.grad(score, probs)
+    return [probs_BANM.detach() for probs_BANM in probs], list(grads)
+
+
+def _start(config: ViTConfig, query: Query | None, like_BANM: Tensor) -> Tensor:
+    """Every picture's first row (B, N): the query, or what the head reads."""
+    layout = config.layout
+    weights_N = query_weights(layout, "mean" if query is None and config.pooling == "mean" else query)
+    if query is None and config.pooling == "cls" and layout.dist:
+        # DeiT's logits are the mean of two heads, one on each token.
+        weights_N = (weights_N + query_weights(layout, "dist")) / 2
+    return weights_N.to(like_BANM).expand(len(like_BANM), -1)
+
+
+def _check_head(model: ViT) -> None:
+    if not model.config.classes:
+        raise UsageError("the model has no head, so no class can be followed back; look at attention or rollout")
+
+
+def _classes(model: ViT, logits_BL: Tensor, target: Target) -> Tensor:
+    """The class of every picture as (B,)."""
+    _check_head(model)
+    if target is None:
+        return logits_BL.detach().argmax(dim=-1)
+    classes_B = torch.as_tensor(target, device=logits_BL.device).expand(len(logits_BL))
+    low, high = (int(bound) for bound in classes_B.aminmax())
+    if low < 0 or high >= logits_BL.shape[-1]:
+        raise UsageError(f"target is {target}; there are classes 0 to {logits_BL.shape[-1] - 1}")
+    return classes_B
+
+
+def _picked(logits_BL: Tensor, classes_B: Tensor) -> Tensor:
+    """Each picture's logit of its class: (B,)."""
+    return logits_BL.gather(1, classes_B[:, None])[:, 0]

@@ -1,0 +1,104 @@
+"""The model in the box: it loads without a network, answers as it did, and stands in only where it may."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import minivit
+from minivit.evaluate import evaluate
+from minivit.photos import find_photos
+from minivit.weights import BUNDLED
+
+NAME = "minivit/cifar10-vit"
+FOLDER = BUNDLED[NAME]
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+# The best class of 24 generated pictures, see `generated`. Their margins are wide enough for any rounding.
+ANSWERS: list[int] = []
+
+
+def generated() -> list[Image.Image]:
+    """Two discs of random place, size and colour on a random ground, the same on every machine."""
+    generator = torch.Generator().manual_seed(7)
+    pictures = []
+    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    for _ in range(24):
+        levels = torch.randint(256, (3,), generator=generator).expand(32, 32, 3).clone()
+        for _ in range(2):
+            row, column, radius = torch.randint(4, 28, (3,), generator=generator).tolist()
+            disc = (y - row) ** 2 + (x - column) ** 2 <= (radius / 2) ** 2
+            levels[disc] = torch.randint(256, (3,), generator=generator)
+        pictures.append(Image.frombytes("RGB", (32, 32), bytes(levels.flatten().tolist())))
+    return pictures
+
+
+def test_it_is_small_complete_and_named():
+    assert (FOLDER / "model.safetensors").stat().st_size <= 6_000_000
+    model = minivit.load(NAME)
+    assert model.name == NAME
+    assert list(model.labels.values()) == CLASSES
+    assert model.image_spec.size == model.config.image_size == (32, 32)
+    card = (FOLDER / "README.md").read_text()
+    assert "minivit train" in card
+    assert "--seed 0" in card
+
+
+def test_its_answers_to_generated_pictures_are_those_it_was_shipped_with():
+    predictions = minivit.classify(generated(), model=NAME, top_k=2)
+    assert min(best.score - second.score for best, second in predictions) > 1e-3
+    assert [best.index for best, _ in predictions] == ANSWERS
+
+
+def test_its_accuracy_on_the_test_photos_is_the_one_its_card_states(shared: Path):
+    """10,000 photos; one borderline photo more or less may fall the other way on another machine."""
+    stated = json.loads((FOLDER / "evaluation.json").read_text())
+    result = evaluate(minivit.load(NAME), find_photos(shared / "cifar10-test.tar"), batch_size=250)
+    assert result.images == stated["images"] == 10_000
+    assert abs(result.top1 - stated["top1"]) <= 2e-4
+    assert result.top1 >= 0.8
+
+
+def classify(cache: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(minivit.__file__).parents[1]),
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, "-m", "minivit", "classify", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_auto_falls_back_to_it_aloud_and_a_named_model_never_does(tmp_path):
+    picture = tmp_path / "a.png"
+    generated()[0].save(picture)
+    result = classify(tmp_path, str(picture), "--jsonl")
+    assert result.returncode == 0
+    record = json.loads(result.stdout)
+    assert record["model"] == NAME
+    assert record["top"][0]["index"] == ANSWERS[0]
+    assert "google/vit-base-patch16-224: config.json is not cached" in result.stderr
+    assert f"using the bundled {NAME} instead" in result.stderr
+
+    result = classify(tmp_path, str(picture), "--jsonl", "--model", "google/vit-base-patch16-224")
+    assert result.returncode == 4
+    assert result.stdout == ""
+    assert "hf download google/vit-base-patch16-224" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_the_same_answers(dtype):
+    pictures = generated()
+    exact = minivit.classify(pictures, model=minivit.load(NAME, dtype=torch.float64), top_k=2)
+    half = minivit.classify(pictures, model=minivit.load(NAME, dtype=dtype), top_k=1)
+    for (best, second), (other,) in zip(exact, half, strict=True):
+        assert other.index == best.index or best.score - second.score < 0.05

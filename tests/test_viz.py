@@ -1,0 +1,209 @@
+"""Pictures, opened again, with the pixels checked where the answer is known."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from minivit import viz
+from minivit.config import ImageSpec
+from minivit.errors import ShapeError, UsageError
+from minivit.preprocess import resize_and_crop, seen_box
+
+BLUE, GREEN, RED = (0, 0, 255), (0, 255, 0), (255, 0, 0)
+
+
+def reopened(image, tmp_path):
+    image.save(tmp_path / "map.png")
+    with Image.open(tmp_path / "map.png") as again:
+        assert again.format == "PNG" and again.mode == "RGB"
+        return again.copy()
+
+
+def near(pixel, expected, by=3):
+    return all(abs(a - b) <= by for a, b in zip(pixel, expected, strict=True))
+
+
+def test_much_is_red_and_little_is_blue():
+    ramp = viz.ramp()
+    assert ramp.shape == (256, 3) and ramp.dtype == torch.uint8
+    assert tuple(ramp[0].tolist()) == BLUE and tuple(ramp[255].tolist()) == RED
+    assert near(ramp[127].tolist(), GREEN, by=5)
+    with pytest.raises(UsageError, match="blue-red, cubehelix"):
+        viz.ramp("jet")
+
+
+def test_cubehelix_rises_evenly_in_lightness():
+    ramp = viz.ramp("cubehelix").double()
+    assert ramp[0].tolist() == [0, 0, 0] and ramp[255].tolist() == [255, 255, 255]
+    # Green 2011, equation 2: whatever the hue, the perceived brightness is the value itself.
+    brightness = ramp @ torch.tensor([0.30, 0.59, 0.11], dtype=torch.float64)
+    assert (brightness - torch.arange(256)).abs().max() < 2.5
+    assert (brightness.diff() > 0).all()
+
+
+def test_one_normalisation_for_all():
+    unit, low, high = viz.to_unit(torch.tensor([[2.0, 4.0], [3.0, 6.0]]))
+    assert (low, high) == (2.0, 6.0) and unit.tolist() == [[0.0, 0.5], [0.25, 1.0]]
+    assert viz.to_unit(torch.tensor([1.0, 9.0]), 2.0, 6.0)[0].tolist() == [0.0, 1.0]
+    assert viz.to_unit(torch.full((2, 2), 7.0))[0].tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    for bad in (torch.tensor([1.0, float("nan")]), torch.tensor([float("inf")]), torch.empty(0)):
+        with pytest.raises(ShapeError, match="NaN or infinity"):
+            viz.to_unit(bad)
+
+
+def test_an_overlay_colours_every_patch_where_it_lies(tmp_path):
+    photo = Image.new("RGB", (300, 200), (100, 60, 40))
+    values = torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 2.0]])
+    image = reopened(viz.overlay(photo, values, opacity=1.0, title="a title"), tmp_path)
+    assert image.width == 300 and image.height > 200
+    assert image.getpixel((5, 5)) == BLUE and image.getpixel((99, 99)) == BLUE
+    assert image.getpixel((101, 101)) == RED and image.getpixel((199, 199)) == RED
+    assert near(image.getpixel((250, 50)), GREEN, by=5) and near(image.getpixel((250, 150)), GREEN, by=5)
+    half = reopened(viz.overlay(photo, values, opacity=0.5), tmp_path)
+    assert near(half.getpixel((5, 5)), (50, 30, 148)) and near(half.getpixel((150, 150)), (178, 30, 20))
+    none = reopened(viz.overlay(photo, values, opacity=0.0), tmp_path)
+    assert none.crop((0, 0, 300, 200)).tobytes() == photo.tobytes()
+    with pytest.raises(UsageError, match="opacity"):
+        viz.overlay(photo, values, opacity=2)
+
+
+def test_the_strip_has_a_bar_from_blue_to_red_and_text(tmp_path):
+    photo = Image.new("RGB", (400, 100))
+    image = reopened(viz.overlay(photo, torch.tensor([[0.25, 0.75]]), title="one\ntwo"), tmp_path)
+    rows = [[image.getpixel((x, y)) for x in range(400)] for y in range(101, image.height)]
+    bars = [row for row in rows if BLUE in row and RED in row]
+    assert len(bars) >= 9 and bars[0].index(BLUE) < bars[0].index(RED)
+    assert any((34, 34, 34) in row for row in rows)
+    quiet = viz.overlay(photo, torch.tensor([[0.25, 0.75]]))
+    assert image.height > quiet.height  # one line of title less
+
+
+def test_three_maps_are_red_green_and_blue(tmp_path):
+    photo = Image.new("RGB", (60, 40))
+    components = torch.zeros(2, 3, 3)
+    components[0, 0, 0], components[1, 2, 1], components[0, 2, 2] = 5.0, -7.0, 0.5
+    image = reopened(viz.overlay(photo, components, opacity=1.0), tmp_path)
+    assert image.getpixel((10, 10)) == (255, 255, 0)  # most red; green everywhere but where it is least
+    assert image.getpixel((50, 30)) == (0, 0, 0) and image.getpixel((50, 10)) == (0, 255, 255)
+    with pytest.raises(ShapeError):
+        viz.overlay(photo, torch.zeros(2, 2, 2))
+    with pytest.raises(ShapeError):
+        viz.overlay(photo, torch.zeros(4))
+
+
+def test_the_box_places_the_map_where_the_network_looked(tmp_path):
+    """A crop sees the middle of a wide photo: the map lies there and the borders stay as they are."""
+    spec = ImageSpec(resize=50, crop=(40, 40))
+    photo = Image.new("RGB", (400, 200), (10, 20, 30))
+    box = seen_box(photo.size, spec)
+    assert box == (120.0, 20.0, 280.0, 180.0)  # of 100 x 50, pixels 30 to 70 and 5 to 45, times 4
+    image = reopened(viz.overlay(photo, torch.tensor([[0.0, 1.0]]), box=box, opacity=1.0), tmp_path)
+    assert image.getpixel((119, 100)) == image.getpixel((281, 100)) == image.getpixel((200, 19)) == (10, 20, 30)
+    assert image.getpixel((121, 21)) == BLUE and image.getpixel((279, 179)) == RED
+
+
+@pytest.mark.parametrize("size", [(97, 61), (61, 97), (40, 40), (70, 50)])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ImageSpec(resize=(40, 56)),
+        ImageSpec(resize=48, crop=(40, 40)),
+        ImageSpec(resize=None, crop=(40, 32)),
+        ImageSpec(resize=None),
+    ],
+    ids=str,
+)
+def test_the_seen_box_is_what_the_crop_keeps(size, spec):
+    """Paint what the box holds, and all the network sees is paint; its edges are not outside the box."""
+    left, upper, right, lower = (round(side) for side in seen_box(size, spec))
+    photo = Image.new("RGB", size, (255, 0, 0))
+    inside = (max(left, 0), max(upper, 0), min(right, size[0]), min(lower, size[1]))
+    photo.paste((0, 255, 0), inside)
+    seen = resize_and_crop(photo, spec)
+    reddest = max(seen.getpixel((x, y))[0] for x in range(seen.width) for y in range(seen.height))
+    assert reddest < 140  # at most the blend of one pixel at the edge
+
+
+def test_a_crop_larger_than_the_photo_sees_beyond_it():
+    assert seen_box((30, 20), ImageSpec(resize=None, crop=(40, 40))) == (-5.0, -10.0, 35.0, 30.0)
+
+
+def test_a_map_that_reaches_beyond_the_photo_is_cut_there(tmp_path):
+    photo = Image.new("RGB", (20, 20), (9, 9, 9))
+    painted = viz.paint(photo, torch.tensor([[0.0, 1.0]]), box=(-20, -20, 40, 40), opacity=1.0)
+    assert painted.size == (20, 20)
+    assert painted.getpixel((9, 10)) == BLUE and painted.getpixel((10, 10)) == RED
+
+
+def test_smooth_interpolates_numbers_not_colours():
+    painted = viz.paint(Image.new("RGB", (90, 30)), torch.tensor([[0.0, 1.0]]), smooth=True, opacity=1.0)
+    assert near(painted.getpixel((45, 15)), GREEN, by=40)  # not violet
+
+
+def test_a_sheet_has_every_map_in_its_place(tmp_path):
+    maps = torch.zeros(2, 3, 3, 5)
+    maps[..., 0, 0] = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    sheets = {
+        scale: reopened(
+            viz.sheet(maps, ["layer 0", "layer 1"], ["head 0", "head 1", "head 2"], scale=scale, tile=50, title="t"),
+            tmp_path,
+        )
+        for scale in ("each", "shared")
+    }
+    for scale, image in sheets.items():
+        tiles = find_tiles(image)
+        assert len(tiles) == 6
+        for (x, y), value in zip(tiles, (1, 2, 3, 4, 5, 6), strict=True):
+            expected = RED if scale == "each" else tuple(viz.ramp()[round(value / 6 * 255)].tolist())
+            assert near(image.getpixel((x + 4, y + 4)), expected), (scale, value)
+            assert image.getpixel((x + 45, y + 25)) == BLUE
+            assert image.getpixel((x + 14, y + 25)) == BLUE
+    with pytest.raises(ShapeError, match="2 row and 2 column names"):
+        viz.sheet(maps, ["a", "b"], ["a", "b"])
+    with pytest.raises(UsageError, match="each or shared"):
+        viz.sheet(maps, ["a", "b"], ["a", "b", "c"], scale="all")
+
+
+def find_tiles(image):
+    """Upper left corners of the 50 x 30 tiles, by their blue lower edge, row by row."""
+    found = []
+    for y in range(image.height - 30):
+        for x in range(image.width - 50):
+            bottom = image.getpixel((x, y + 29)) == BLUE == image.getpixel((x + 49, y + 29))
+            paper = (255, 255, 255)
+            corner = x and y and image.getpixel((x - 1, y + 29)) == paper and image.getpixel((x, y - 1)) == paper
+            if bottom and corner and image.getpixel((x, y)) != paper and image.getpixel((x, y + 30)) == paper:
+                found.append((x, y))
+    return found
+
+
+# Terminals
+
+
+def test_half_blocks_are_two_pixels_a_character():
+    image = Image.new("RGB", (4, 4), BLUE)
+    image.putpixel((1, 0), RED)
+    image.putpixel((1, 1), GREEN)
+    lines = viz.half_blocks(image, 4).split("\n")
+    assert len(lines) == 2 and all(line.endswith("\x1b[0m") for line in lines)
+    cells = re.findall(r"\x1b\[38;2;(\d+;\d+;\d+)m\x1b\[48;2;(\d+;\d+;\d+)m\u2580", lines[0])
+    assert cells == [("0;0;255", "0;0;255"), ("255;0;0", "0;255;0"), ("0;0;255", "0;0;255"), ("0;0;255", "0;0;255")]
+    few = viz.half_blocks(image, 4, colours=256)
+    assert "\x1b[38;5;196m\x1b[48;5;46m\u2580" in few  # the cube's red and green
+
+
+def test_without_unicode_a_pixel_is_two_blanks():
+    image = Image.new("RGB", (2, 1), RED)
+    image.putpixel((1, 0), BLUE)
+    text = viz.half_blocks(image, 4, unicode=False)
+    assert text == "\x1b[48;2;255;0;0m  \x1b[48;2;0;0;255m  \x1b[0m" and text.isascii()
+
+
+def test_shades_without_colours():
+    values = torch.tensor([[0.0, 1.0], [2.0, 4.0]])
+    assert viz.shades(values) == "  \u2591\u2591\n\u2592\u2592\u2588\u2588"
+    assert viz.shades(values, unicode=False) == "  ::\n==@@"
