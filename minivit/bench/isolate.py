@@ -22,7 +22,7 @@ from minivit.bench.answers import Finding, raised
 from minivit.bench.checks import ask
 from minivit.bench.kernels import Kernel, kernel_file, load_kernel
 from minivit.bench.specs import Case
-from minivit.errors import UsageError
+from minivit.errors import MinivitError, UsageError
 
 MOST_DEATHS = 3  # of one kernel; the rest of its cases are not asked
 
@@ -48,7 +48,7 @@ class Row:
     finding: Finding
 
 
-class ChildError(Exception):
+class ChildError(MinivitError):
     """The process is gone, and this is how."""
 
 
