@@ -203,8 +203,14 @@ def _set_rng_state(state: list[int]) -> None:
     torch.set_rng_state(torch.tensor(state, dtype=torch.uint8))
 
 
+def _environment() -> dict[str, str]:
+    """Without what torch.compile notes for itself and its compilers the first time it runs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("TORCHINDUCTOR_", "TRITON_"))}
+
+
 def _set_environment(wanted: dict[str, str]) -> None:
-    os.environ.clear()
+    for name in _environment().keys() - wanted.keys():
+        del os.environ[name]
     os.environ.update(wanted)
 
 
@@ -227,7 +233,7 @@ STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the random state of torch": (lambda: torch.get_rng_state().tolist(), _set_rng_state),
     "the random state of Python": (random.getstate, random.setstate),
     "the working directory": (os.getcwd, os.chdir),
-    "the environment": (lambda: dict(os.environ), _set_environment),
+    "the environment": (_environment, _set_environment),
     **cuda.STATE,
 }
 
