@@ -35,6 +35,7 @@ def open_photo(argument: str) -> tuple[Image.Image, list[str]]:
 
 
 def say_notes(argument: str, notes: list[str]) -> None:
+    """Each liberty taken with a picture, as one line of talk."""
     for note in notes:
         say(f"{printable(argument)}: {note}")
 
