@@ -226,8 +226,8 @@ def watched(kind, picture, target):
 
 
 def head_row(kind, matrix):
-    """The row of what the head reads: CLS, CLS and distillation token, or the mean of the patches."""
-    rows = {"cls": [0], "two": [0, 1], "none": list(range(15))}[kind]
+    """The row of what the head reads: CLS, or the mean of the patches."""
+    rows = {"cls": [0], "two": [0], "none": list(range(15))}[kind]
     prefix = {"cls": 1, "two": 2, "none": 0}[kind]
     return torch.stack([matrix[row] for row in rows]).mean(0)[prefix:].reshape(3, 5)
 

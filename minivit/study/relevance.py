@@ -230,10 +230,11 @@ def _probs_and_grads(
 def _start(config: ViTConfig, query: Query | None, like_BANM: Tensor) -> Tensor:
     """Every picture's first row (B, N): the query, or what the head reads."""
     layout = config.layout
-    weights_N = query_weights(layout, "mean" if query is None and config.pooling == "mean" else query)
-    if query is None and config.pooling == "cls" and layout.dist:
-        # DeiT's logits are the mean of two heads, one on each token.
-        weights_N = (weights_N + query_weights(layout, "dist")) / 2
+    read = {"cls": ["cls"], "mean": ["mean"], "cls&dist": ["cls", "dist"], "cls+mean": ["cls", "mean"]}
+    if query is None and config.pooling not in read:
+        raise UsageError(f"what pooling {config.pooling!r} reads is no token; give a query")
+    queries: list[Query] = [*read[config.pooling]] if query is None else [query]
+    weights_N = torch.stack([query_weights(layout, each) for each in queries]).mean(dim=0)
     return weights_N.to(like_BANM).expand(len(like_BANM), -1)
 
 
