@@ -21,23 +21,16 @@ NAME = "minivit/cifar10-vit"
 FOLDER = BUNDLED[NAME]
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
-# The best class of 24 generated pictures, see `generated`. Their margins are wide enough for any rounding.
-ANSWERS: list[int] = []
+# The best class of 24 generated pictures, see `generated`. The least margin was 0.047, wide enough for any rounding.
+ANSWERS = [2, 4, 0, 6, 2, 8, 2, 2, 3, 8, 8, 2, 2, 8, 3, 2, 0, 4, 2, 8, 4, 4, 4, 3]
 
 
 def generated() -> list[Image.Image]:
-    """Two discs of random place, size and colour on a random ground, the same on every machine."""
+    """Nine random colours, 3 x 3, blurred up to 32 x 32: the same on every machine."""
     generator = torch.Generator().manual_seed(7)
-    pictures = []
-    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
-    for _ in range(24):
-        levels = torch.randint(256, (3,), generator=generator).expand(32, 32, 3).clone()
-        for _ in range(2):
-            row, column, radius = torch.randint(4, 28, (3,), generator=generator).tolist()
-            disc = (y - row) ** 2 + (x - column) ** 2 <= (radius / 2) ** 2
-            levels[disc] = torch.randint(256, (3,), generator=generator)
-        pictures.append(Image.frombytes("RGB", (32, 32), bytes(levels.flatten().tolist())))
-    return pictures
+    levels = torch.randint(256, (24, 3 * 3 * 3), generator=generator)
+    seeds = [Image.frombytes("RGB", (3, 3), bytes(row.tolist())) for row in levels]
+    return [seed.resize((32, 32), Image.Resampling.BICUBIC) for seed in seeds]
 
 
 def test_it_is_small_complete_and_named():
@@ -53,7 +46,7 @@ def test_it_is_small_complete_and_named():
 
 def test_its_answers_to_generated_pictures_are_those_it_was_shipped_with():
     predictions = minivit.classify(generated(), model=NAME, top_k=2)
-    assert min(best.score - second.score for best, second in predictions) > 1e-3
+    assert min(best.score - second.score for best, second in predictions) > 0.02
     assert [best.index for best, _ in predictions] == ANSWERS
 
 
