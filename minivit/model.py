@@ -54,10 +54,7 @@ class ViT(nn.Module):
     def forward(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
         """Pixels (B, C, H, W) in the dtype of the weights -> logits_BL; without a head, pooled_BD or its projection."""
         tokens_BND = self.features(pixels_BCHW, resample=resample)
-        if self.head_dist is not None:
-            return torch.stack(self.both_logits(tokens_BND)).mean(dim=0)
-        pooled_BD = self.pool(tokens_BND)
-        return self.head(self.proj(pooled_BD))
+        return self.answer(tokens_BND)
 
     def features(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
         """Pixels (B, C, H, W) -> tokens_BND, prefix tokens first, after the final norm where it covers all tokens."""
@@ -66,6 +63,13 @@ class ViT(nn.Module):
         for block in self.blocks:
             x = block(x, rope)
         return self.norm(x) if self.config.norm == "tokens" else x
+
+    def answer(self, tokens_BND: Tensor) -> Tensor:
+        """What `features` returned, (B, N, D) -> logits_BL; without a head, pooled_BD or its projection."""
+        if self.head_dist is not None:
+            return torch.stack(self.both_logits(tokens_BND)).mean(dim=0)
+        pooled_BD = self.pool(tokens_BND)
+        return self.head(self.proj(pooled_BD))
 
     def embed(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
         """Pixels (B, C, H, W) -> tokens_BND as the first block reads them.

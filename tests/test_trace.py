@@ -460,3 +460,37 @@ def test_aliases_of_timm_hold_the_same_tensors():
     found = heard(theirs, x, [study.to_alias(name, "timm") for name in names])
     assert len(found) == len(names) == len(study.step_names(ours)) - 2 * SMALL["depth"]
     compare(trace, found, "timm")
+
+
+FAMILIES = {
+    "distilled": {"dist_token": True, "pooling": "cls&dist"},
+    "registers, class and mean": {"registers": 3, "pooling": "cls+mean", "layer_scale": True, "any_size": True},
+    "norm of what is pooled, projection": {"norm_pre": True, "norm": "pooled", "classes": 0, "projection": 17},
+    "no class token, attention pool": {"cls_token": False, "pooling": "map", "classes": 0},
+    "rotary positions, gated": {"positions": "rope", "registers": 2, "mlp": "swiglu", "width": 28, "heads": 7},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_traced_to_the_byte_and_under_its_own_tokens(family):
+    """Bytes are foretold exactly, the answer is the model's, and attention is what the kernel worked with."""
+    torch.manual_seed(3)
+    sizes = {"image_size": (24, 40), "patch_size": 8, "width": 26, "depth": 2, "heads": 2, "mlp_width": 19}
+    sizes |= {"classes": 5}
+    model = minivit.ViT(minivit.ViTConfig(**{**sizes, **FAMILIES[family]})).double().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    pixels = torch.randn(2, 3, 24, 40, dtype=torch.float64)
+    t = minivit.trace(model, pixels)
+    assert torch.equal(t["logits" if model.config.classes else "pooled"], model(pixels))
+    assert t.nbytes == minivit.trace(model, pixels, limit=t.nbytes).nbytes
+    with pytest.raises(UsageError, match=f"{t.nbytes:,} bytes, more than"):
+        minivit.trace(model, pixels, limit=t.nbytes - 1)
+    for i in range(2):
+        mix = t[f"blocks.{i}.attn.probs"] @ t[f"blocks.{i}.v"]
+        torch.testing.assert_close(mix, t[f"blocks.{i}.attn.mix"], rtol=0, atol=1e-12)
+    maps = study.rollout(t.attention, t.layout, query="mean")
+    assert maps.shape == (2, 3, 5)
+    if model.config.classes:
+        assert study.legrad(model, pixels).shape == (2, 3, 5)
+        assert study.relevance(model, pixels, query="mean").shape == (2, 3, 5)

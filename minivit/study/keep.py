@@ -93,6 +93,8 @@ def read_keep(keep: str | list[str] | tuple[str, ...], model: ViT) -> list[Wante
             raise UsageError(f"keep {pattern!r} matches no step; for example {', '.join(names[:3])}, ... {names[-1]}")
         for name in matched:
             step, i = step_of(name)
+            if name == "norm" and model.config.norm == "pooled":
+                step = step._replace(axes="BD")  # the final norm of this model reads what is pooled
             if pick.tokens and not set("NP") & set(step.axes):
                 raise UsageError(f"keep {pattern!r}: {name} has no axis of tokens")
             if pick.heads and "A" not in step.axes:

@@ -14,7 +14,7 @@ class Step(NamedTuple):
 
     name: str
     place: str | None  # the module whose output it is, or with ".input" the one that reads it; None: at the seam
-    axes: str  # one letter of the legend each; F is what mlp.fc2 reads, G what mlp.fc1 writes
+    axes: str  # a letter of the legend each; F is what mlp.fc2 reads, G what mlp.fc1 writes, X what the head reads
 
 
 B = "blocks.{i}."
@@ -38,7 +38,7 @@ STEPS = (
     Step(B + "mlp.out", B + "mlp", "BND"),
     Step(B + "resid_post", "blocks.{i}", "BND"),
     Step("norm", "norm", "BND"),
-    Step("pooled", "head.input", "BD"),
+    Step("pooled", "head.input", "BX"),
     Step("logits", "", "BL"),
 )
 BY_NAME = {step.name: step for step in STEPS}

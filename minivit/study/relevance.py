@@ -121,7 +121,9 @@ def legrad(
             if pool == "mean":
                 # Every token becomes the mean, so that whatever the head picks it reads the mean.
                 tokens_BND = tokens_BND.mean(dim=1, keepdim=True).expand_as(tokens_BND)
-            score = _picked(model.head(model.pool(model.norm(tokens_BND))), classes_B).sum()
+            if model.config.norm == "tokens":  # else the pooling brings the norm
+                tokens_BND = model.norm(tokens_BND)
+            score = _picked(model.answer(tokens_BND), classes_B).sum()
             (grad_BANM,) = torch.autograd.grad(score, probs_BANM, retain_graph=True)
             total_BM += grad_BANM.clamp(min=0).mean(dim=(1, 2))
     return model.config.layout.to_grid(total_BM / len(layers))

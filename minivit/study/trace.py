@@ -336,6 +336,7 @@ def _numel(item: Wanted, model: ViT, batch: int, layout: TokenLayout) -> int:
         "K": config.head_dim,
         "D": config.width,
         "L": config.classes,
+        "X": _head_input(model),
     }
     if item.block is not None:
         mlp = cast(Block, model.blocks[item.block]).mlp
@@ -344,6 +345,12 @@ def _numel(item: Wanted, model: ViT, batch: int, layout: TokenLayout) -> int:
     for axis in item.step.axes:
         numel *= sides[axis]
     return numel
+
+
+def _head_input(model: ViT) -> int:
+    """How many numbers of a picture the head reads; without a head, what the model returns."""
+    config = model.config
+    return config.projection or config.width * (2 if config.pooling == "cls+mean" else 1)
 
 
 def _own(x: Tensor) -> Tensor:
