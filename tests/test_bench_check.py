@@ -178,10 +178,12 @@ def test_delegation_is_said_and_not_refused():
     assert ask(kernel_of(einsum), case("conduct/delegation"), seed=1).status == "pass"
 
 
-def test_a_yardstick_that_proves_nothing_is_inconclusive():
-    half = case("forward/logits-x30", tokens=2, dtype=torch.bfloat16, head_dim=128)
-    found = {ask(load_kernel("eager"), half, seed=seed).status for seed in range(30)}
-    assert found <= {"pass", "inconclusive"} and "inconclusive" in found
+def test_a_yardstick_that_proves_nothing_is_inconclusive(monkeypatch):
+    half = case("forward/normal", dtype=torch.bfloat16)
+    assert ask(load_kernel("eager"), half, seed=1).status == "pass"
+    # bfloat16 is wrong by some thousandths here: with less than that held to be meaningless, passing proves nothing.
+    monkeypatch.setattr("minivit.bench.rule.MEANINGLESS", 1e-4)
+    assert ask(load_kernel("eager"), half, seed=1).status == "inconclusive"
 
 
 def test_the_same_seed_gives_the_same_finding():

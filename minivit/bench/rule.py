@@ -7,6 +7,7 @@ single row must pass as well as the largest element, and a yardstick that measur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -115,9 +116,22 @@ def _scaled_k(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     return attend_reference(q, k * scale, v, scale=1.0)
 
 
-# Plain attention in the dtype of its inputs, with the scale applied to the product, to q and to k: one alone may be
-# exact by luck.
-EAGER = (attend_reference, _scaled_q, _scaled_k)
+def _scaled_both(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """As PyTorch's own math backend does it, so that neither overflows."""
+    return attend_reference(q * scale**0.5, k * scale**0.5, v, scale=1.0)
+
+
+def _base_two(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """As kernels do it where exp2 is the faster instruction: log2(e) goes into the scale."""
+    sums = torch.promote_types(q.dtype, torch.float32)
+    logits_BANM = (q.to(sums) * (scale * math.log2(math.e))) @ k.to(sums).mT
+    powers_BANM = (logits_BANM - logits_BANM.amax(dim=-1, keepdim=True)).exp2()
+    return (powers_BANM / powers_BANM.sum(dim=-1, keepdim=True)).to(v.dtype) @ v
+
+
+# Plain attention in the dtype of its inputs, with the scale applied to the product, to q, to k, to both, and in base
+# two: one alone may be exact by luck, and large logits turn each rounding of them into a share of the answer.
+EAGER = (attend_reference, _scaled_q, _scaled_k, _scaled_both, _base_two)
 
 
 def judge_rows(answer: Tensor, q: Tensor, k: Tensor, v: Tensor, *, rows: Tensor, scale: float) -> Verdict:
