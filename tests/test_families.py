@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from pathlib import Path
@@ -317,15 +318,24 @@ def test_jaxs_own_stretching_of_positions_is_scipys_zoom(new):
 
 
 def test_dinos_offset_moves_every_sample_by_the_scale_it_is_told():
-    # One row of a ramp 0, 1, ..., 7: away from the edges, bicubic interpolation of a line is the line, so a sample
-    # at place i of n new ones has the value (i + 0.5) * scale - 0.5 with scale = 8 / (n + 0.1), not 8 / n.
-    ramp = torch.arange(8, dtype=torch.float64).repeat(8).view(1, 64, 1)
+    # One row of 8 numbers, the same in all 8 rows: sample i of n new ones lies at (i + 0.5) * 8 / (n + 0.1) - 0.5,
+    # not at (i + 0.5) * 8 / n - 0.5, and Keys' cubic kernel with PyTorch's a = -0.75 weighs its four neighbours.
+    line = torch.tensor([0.0, 3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0], dtype=torch.float64)
+    ramp = line.repeat(8).view(1, 64, 1)
+
+    def cubic(x: float, a: float = -0.75) -> float:
+        x = abs(x)
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1 if x <= 1 else a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+
     old, new = TokenLayout(cls=0, grid=(8, 8)), TokenLayout(cls=0, grid=(8, 12))
     rows = resample_positions(ramp, old, new, "dino").view(8, 12)
     places = (torch.arange(12, dtype=torch.float64) + 0.5) * 8 / 12.1 - 0.5
     inner = (places > 1) & (places < 6)
     assert inner.sum() >= 7
-    assert (rows[4, inner] - places[inner]).abs().max() <= 1e-6
+    for i in inner.nonzero().flatten().tolist():
+        left = math.floor(places[i])
+        expected = sum(line[left + k].item() * cubic(places[i].item() - left - k) for k in (-1, 0, 1, 2))
+        assert rows[4, i].item() == pytest.approx(expected, abs=1e-6)
     plain = resample_positions(ramp, old, new, "hf").view(8, 12)
     assert (plain[4, inner] - rows[4, inner]).abs().max() > 0.02
 

@@ -55,7 +55,7 @@ def imported_rooms(path: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         else:
             continue
-        found |= {name.split(".")[1] for name in names if name.startswith("minivit.")}
+        found |= {name.split(".")[1] for name in names if name.startswith("minivit.")} - {"__version__"}
     return found
 
 
