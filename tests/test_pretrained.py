@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import minivit
+from minivit.cli import main
 from minivit.evaluate import evaluate
 from minivit.photos import find_photos
 from minivit.weights import BUNDLED
@@ -95,3 +96,17 @@ def test_half_precision_gives_the_same_answers(dtype):
     half = minivit.classify(pictures, model=minivit.load(NAME, dtype=dtype), top_k=1)
     for (best, second), (other,) in zip(exact, half, strict=True):
         assert other.index == best.index or best.score - second.score < 0.05
+
+
+def test_attention_of_trained_weights_is_a_map_on_the_picture(tmp_path, capsys):
+    """The command's numbers are the library's, and a trained head is far from looking everywhere alike."""
+    picture = generated()[5]
+    picture.save(tmp_path / "a.png")
+    command = ["attention", str(tmp_path / "a.png"), "--model", NAME, "--layer", "5", "--head", "0"]
+    assert main([*command, "-o", str(tmp_path / "map.json")]) == 0
+    told = torch.tensor(json.loads((tmp_path / "map.json").read_text())["map"])
+    model = minivit.load(NAME)
+    trace = minivit.trace(model, minivit.preprocess(picture, model.image_spec)[None], keep="blocks.5.attn.probs[cls]")
+    probs_N = trace["blocks.5.attn.probs"][0, 0, 0]
+    torch.testing.assert_close(told, model.config.layout.to_grid(probs_N, dim=0), rtol=1e-5, atol=1e-7)
+    assert told.max() > 4 * told.mean()

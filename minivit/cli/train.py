@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import Field, asdict, fields
 from pathlib import Path
@@ -105,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
 
     torch.manual_seed(recipe.seed)
     model = new_model(args, photos).to(device)
+    with tempfile.TemporaryDirectory() as scratch:
+        save(model, scratch)  # what cannot be written is refused now, not after hours
     interrupted: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
     bar = progress(args, len(photos) // recipe.batch_size * recipe.epochs) if first else (lambda metrics: None)
