@@ -10,7 +10,7 @@ class Published(NamedTuple):
 
     family: str
     id: str  # what minivit.load takes
-    size: str  # of config.SIZES and the patch in pixels
+    size: str  # of config.SIZES and the patch in pixels; "-" for a size of its own
     image_size: int  # pixels along each side, as it is preprocessed
     licence: str
     top1: float | None  # percent on ImageNet-1k, as published
@@ -31,6 +31,7 @@ _APACHE, _SWAG, _DINO3 = "apache-2.0", "cc-by-nc-4.0", "dinov3-license"
 _AUGREG = "augreg_in21k_ft_in1k"
 
 CATALOG = (
+    Published("vit", "minivit/cifar10-vit", "-", 32, "mit", None, "in the package; 10 classes, 81.27 on CIFAR-10"),
     # The file was made from timm's orig_in21k_ft_in1k, by dates and names; its own card gives no number.
     Published("vit", "google/vit-base-patch16-224", "B/16", 224, _APACHE, 81.782, f"{_TIMM}, orig_in21k_ft_in1k"),
     Published("vit", "google/vit-base-patch16-384", "B/16", 384, _APACHE, 84.212, f"{_TIMM}, orig_in21k_ft_in1k"),
