@@ -6,6 +6,7 @@ It keeps accidents apart, not attackers: the kernel runs with the rights of the 
 from __future__ import annotations
 
 import faulthandler
+import io
 import multiprocessing
 import os
 import signal
@@ -134,6 +135,8 @@ def check(kernel: str, cases: Sequence[Case], *, seed: int, device: str, limits:
 def _serve(connection: Connection, limits: Limits, device: str) -> None:
     """The process: answers requests until nobody asks any more."""
     os.dup2(2, 1)  # what a kernel prints must not stand among the results
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # and is seen even when the kernel ends its process
     if hasattr(os, "setsid"):
         os.setsid()
     _limit_memory(limits.memory, device)
