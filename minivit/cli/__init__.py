@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from minivit import __version__
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_parser(commands)
     args = parser.parse_args(argv)
+    # minivit needs no NumPy, and torch does without, but says so each time it is imported.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     try:
         code = args.run(args)
         sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
