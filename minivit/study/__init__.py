@@ -1,6 +1,8 @@
 """Look inside: tensors in, tensors out. Nothing here draws, and nothing changes what the model computes."""
 
+from minivit.study.ablate import ablate, knockout, patched, scan
 from minivit.study.attention import attention_map, fuse_heads, query_weights, rollout, rollout_matrix
+from minivit.study.attribution import Attribution, attribute
 from minivit.study.heads import attention_distance, attention_entropy, attention_mass, head_statistics
 from minivit.study.lens import divergence, lens
 from minivit.study.names import ALIASES, from_alias, step_names, to_alias
@@ -10,11 +12,14 @@ from minivit.study.trace import Trace, trace
 
 __all__ = [
     "ALIASES",
+    "Attribution",
     "Trace",
+    "ablate",
     "attention_distance",
     "attention_entropy",
     "attention_map",
     "attention_mass",
+    "attribute",
     "divergence",
     "from_alias",
     "fuse_heads",
@@ -22,10 +27,12 @@ __all__ = [
     "head_statistics",
     "input_gradients",
     "integrated_gradients",
+    "knockout",
     "legrad",
     "lens",
     "norms",
     "patch_filters",
+    "patched",
     "pca",
     "per_patch",
     "position_similarity",
@@ -33,6 +40,7 @@ __all__ = [
     "relevance",
     "rollout",
     "rollout_matrix",
+    "scan",
     "similarity",
     "step_names",
     "to_alias",
