@@ -345,7 +345,7 @@ def test_a_scan_is_one_by_one(family, how):
 
 
 def test_a_scan_starts_at_the_ablated_block():
-    """Without the last block's heads, only that block runs again: blocks see 1 + 0, 1 + 3 and 1 + 6 sequences more."""
+    """A block sees the sequences without a head of earlier blocks, those without its own three, and the whole one."""
     model, x = build(), pixels(1)
     seen = [0, 0, 0]
     with ExitStack() as stack:
@@ -355,8 +355,10 @@ def test_a_scan_starts_at_the_ablated_block():
                 seen[i] += len(args[0])
 
             stack.callback(block.register_forward_pre_hook(count).remove)
-        study.scan(model, x)
-        assert seen == [1 + 3, 3 + 1 + 3, 6 + 1 + 3]
+        reported = []
+        study.scan(model, x, batch_size=2, report=lambda *counts: reported.append(counts))
+        assert seen == [3 + 1, 3 + 3 + 1, 6 + 3 + 1]
+        assert reported == [(2, 9), (3, 9), (5, 9), (6, 9), (8, 9), (9, 9)]
 
 
 def test_scan_refuses():

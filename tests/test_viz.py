@@ -263,6 +263,10 @@ def test_label_maps_have_a_colour_for_each_label(tmp_path):
     many = torch.arange(16).reshape(1, 4, 4)
     grey = reopened(viz.label_maps(photo, many, ["a"], {}, opacity=1.0, tile=40), tmp_path)
     assert (150, 150, 150) in {colour for _, colour in grey.getcolors(1 << 16)}
+    # Colours go by the number of patches, then by index: 15 is grey unless it is asked for.
+    last = [(6 + 46 + 35, y) for y in range(grey.height)]
+    asked = reopened(viz.label_maps(photo, many, ["a"], {}, always=[99, 15], opacity=1.0, tile=40), tmp_path)
+    assert first not in [grey.getpixel(place) for place in last] and first in [asked.getpixel(p) for p in last]
     with pytest.raises(ShapeError, match="2 names"):
         viz.label_maps(photo, many, ["a", "b"], {})
 

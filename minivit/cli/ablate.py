@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from minivit.cli.attention import class_name, find_class
@@ -59,7 +60,7 @@ def add_parser(commands: Any) -> None:
         "--from", metavar="IMAGE", dest="source", help="put there what this other picture has at the same places"
     )
     parser.add_argument("--class", metavar="NAME|INDEX", help="the class whose logit is watched (the most likely)")
-    parser.add_argument("-b", "--batch-size", type=positive, default=32, metavar="B", help="of a scan (32)")
+    parser.add_argument("-b", "--batch-size", type=positive, default=8, metavar="B", help="parts of a scan at once (8)")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
     parser.add_argument("-o", "--out", metavar="FILE", help="draw a scan, FILE.png")
     add_model_option(parser)
@@ -148,7 +149,14 @@ def scan(model: ViT, pixels_BCHW: Tensor, target: int, args: argparse.Namespace)
 
     with torch.inference_mode():
         whole = model(pixels_BCHW)[0, target].double()
-    logits = study.scan(model, pixels_BCHW, args.scan, how=args.how or "zero", batch_size=args.batch_size)
+
+    def report(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done}/{total} {args.scan}", end="\n" if done == total else "", file=sys.stderr)
+
+    logits = study.scan(
+        model, pixels_BCHW, args.scan, how=args.how or "zero", batch_size=args.batch_size, report=report
+    )
     return {"logit": whole.cpu(), "change": (logits[0, ..., target].double() - whole).cpu()}
 
 

@@ -44,17 +44,20 @@ def add_parser(commands: Any) -> None:
 
 @dataclass(kw_only=True)
 class Reading:
-    """What a lens read at T places, of R tokens: one, what the head reads, or all patches. In float64."""
+    """What a lens read at T places, of R tokens: one, what the head reads, or all patches."""
 
-    names: list[str]
-    probs: Tensor  # (T, R, L)
-    kl: Tensor  # (T, R), from the final answer, nats
+    names: list[str]  # of the T places
     final: Tensor  # (L,), the model's own probabilities
     followed: int  # a class
+    top: Tensor  # (T, R), the most likely class
+    top_score: Tensor  # (T, R), its probability
+    score: Tensor  # (T, R), the probability of the class followed
+    kl: Tensor  # (T, R), from the final answer, nats
+    probs: Tensor | None  # (T, L), all probabilities where R is 1
 
     @property
-    def tops(self) -> Tensor:
-        return self.probs.argmax(dim=-1)
+    def best(self) -> int:
+        return int(self.final.argmax())
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         warnings = {"warnings": notes} if notes else {}
         print(json.dumps({"schema": SCHEMA, "path": args.image, **record(model, reading, grid), **about, **warnings}))
     else:
-        print(text(model, reading, args.image, patches=args.patches))
+        print(text(model, reading, args.image))
     if args.out:
         with writing(args.out):
             draw(model, reading, photo, spec, grid).save(args.out)
@@ -81,48 +84,55 @@ def run(args: argparse.Namespace) -> int:
 
 def read(model: ViT, pixels_BCHW: Tensor, asked: str | None, *, patches: bool) -> Reading:
     """The lens after the embedding and after every block."""
+    import torch
+
     from minivit import study
 
     selector = "" if patches or model.config.pooling != "cls" else "[cls]"
     streams = ["embed.tokens", "blocks.*.resid_post"]
     trace = study.trace(model, pixels_BCHW, keep=[*(name + selector for name in streams), "logits"], limit=None)
     *tokens, logits_BL = trace.values()
-    answers_TRL = study.lens(model, tokens, rows="patches" if patches else None)[:, 0].double()
     followed = int(logits_BL.argmax()) if asked is None else find_class(model, pixels_BCHW, asked)
+    found: dict[str, list[Tensor]] = {"top": [], "top_score": [], "score": [], "kl": []}
+    probs = []
+    for stream_BND in tokens:  # one at a time: with many classes, the answers of all patches are large
+        answers_RL = study.lens(model, [stream_BND], rows="patches" if patches else None)[0, 0].double()
+        probs_RL = answers_RL.softmax(dim=-1)
+        top_score, top = probs_RL.max(dim=-1)
+        numbers = (top, top_score, probs_RL[:, followed], study.divergence(answers_RL, logits_BL[0]))
+        for values, number in zip(found.values(), numbers, strict=True):
+            values.append(number.cpu())
+        probs += [] if patches else [probs_RL[0].cpu()]
     return Reading(
         names=["embedding", *(f"layer {i}" for i in range(model.config.depth))],
-        probs=answers_TRL.softmax(dim=-1),
-        kl=study.divergence(answers_TRL, logits_BL[0]),
-        final=logits_BL[0].double().softmax(dim=-1),
+        final=logits_BL[0].double().softmax(dim=-1).cpu(),
         followed=followed,
+        probs=torch.stack(probs) if probs else None,
+        **{name: torch.stack(values) for name, values in found.items()},
     )
 
 
-def text(model: ViT, reading: Reading, path: str, *, patches: bool) -> str:
+def text(model: ViT, reading: Reading, path: str) -> str:
     """The reading as a table for people."""
-    best = int(reading.final.argmax())
+    patches = reading.probs is None
     what = "every patch alone" if patches else f"the {POOLED[model.config.pooling]}"
     lines = [
         f"lens of {printable(model.name or 'the model')} on {printable(path)}, reading {what}",
-        f"the answer is {class_name(model, best)}, p {float(reading.final[best]):.3f}; KL to it in nats",
+        f"the answer is {class_name(model, reading.best)}, p {float(reading.final.max()):.3f}; KL to it in nats",
     ]
     share = f"p of {class_name(model, reading.followed)}"
-    followed_TR = reading.probs[:, :, reading.followed]
-    if not patches:
+    if patches:
+        rows = [["after", "top labels, by number of patches", f"mean {share}", "mean KL"]]
+        for name, tops, score, kl in zip(reading.names, reading.top, reading.score, reading.kl, strict=True):
+            index, count = tops.unique(return_counts=True)
+            order = count.argsort(descending=True, stable=True)[:3].tolist()
+            common = ", ".join(f"{int(count[i])} {class_name(model, int(index[i]))}" for i in order)
+            rows.append([name, common, f"{float(score.mean()):.3f}", f"{float(kl.mean()):.3f}"])
+    else:
         rows = [["after", "top label", "p", share, "KL"]]
-        for name, top, probs, followed, kl in zip(
-            reading.names, reading.tops[:, 0].tolist(), reading.probs[:, 0], followed_TR[:, 0], reading.kl[:, 0],
-            strict=True,
-        ):  # fmt: skip
-            numbers = [f"{float(probs[top]):.3f}", f"{float(followed):.3f}", f"{float(kl):.3f}"]
-            rows.append([name, class_name(model, top), *numbers])
-        return "\n".join([*lines, columns(rows, left=2)])
-    rows = [["after", "top labels, by number of patches", f"mean {share}", "mean KL"]]
-    for name, tops, followed, kl in zip(reading.names, reading.tops, followed_TR, reading.kl, strict=True):
-        index, count = tops.unique(return_counts=True)
-        order = count.argsort(descending=True, stable=True)[:3].tolist()
-        common = ", ".join(f"{int(count[i])} {class_name(model, int(index[i]))}" for i in order)
-        rows.append([name, common, f"{float(followed.mean()):.3f}", f"{float(kl.mean()):.3f}"])
+        numbers = [values[:, 0].tolist() for values in (reading.top_score, reading.score, reading.kl)]
+        for name, top, *values in zip(reading.names, reading.top[:, 0].tolist(), *numbers, strict=True):
+            rows.append([name, class_name(model, top), *(f"{value:.3f}" for value in values)])
     return "\n".join([*lines, columns(rows, left=2)])
 
 
@@ -135,19 +145,21 @@ def record(model: ViT, reading: Reading, grid: tuple[int, int] | None) -> dict[s
     def named(index: int, score: float) -> dict[str, Any]:
         return {"index": index, "label": label(index), "score": score}
 
-    best, k = int(reading.final.argmax()), reading.followed
     layers: list[dict[str, Any]] = []
-    for name, tops, probs_RL, kl_R in zip(reading.names, reading.tops, reading.probs, reading.kl, strict=True):
+    for name, top, top_score, score, kl in zip(
+        reading.names, reading.top, reading.top_score, reading.score, reading.kl, strict=True
+    ):
         if grid is None:
-            top = int(tops[0])
-            facts = {"top": named(top, float(probs_RL[0, top])), "score": float(probs_RL[0, k]), "kl": float(kl_R[0])}
+            facts: dict[str, Any] = {"top": named(int(top), float(top_score)), "score": float(score), "kl": float(kl)}
         else:
-            maps = {"index": tops, "top_score": probs_RL.amax(dim=-1), "score": probs_RL[:, k], "kl": kl_R}
-            facts = {name: values.unflatten(0, grid).tolist() for name, values in maps.items()}
+            maps = {"index": top, "top_score": top_score, "score": score, "kl": kl}
+            facts = {key: values.unflatten(0, grid).tolist() for key, values in maps.items()}
         layers.append({"after": name, **facts})
-    labels = {"labels": {str(i): label(i) for i in reading.tops.unique().tolist()}} if grid else {}
-    about = {"final": named(best, float(reading.final[best])), "class": {"index": k, "label": label(k)}}
-    return {"read": "patches" if grid else model.config.pooling, **about, "layers": layers, **labels}
+    labels = {"labels": {str(i): label(i) for i in reading.top.unique().tolist()}} if grid else {}
+    final = named(reading.best, float(reading.final[reading.best]))
+    followed = {"index": reading.followed, "label": label(reading.followed)}
+    return {"read": "patches" if grid else model.config.pooling, "final": final, "class": followed, "layers": layers,
+            **labels}  # fmt: skip
 
 
 def draw(model: ViT, reading: Reading, photo: Image.Image, spec: ImageSpec, grid: tuple[int, int] | None) -> Any:
@@ -156,17 +168,21 @@ def draw(model: ViT, reading: Reading, photo: Image.Image, spec: ImageSpec, grid
     from minivit.preprocess import resize_and_crop
 
     title = f"lens of {printable(model.name or 'the model')}"
-    if grid is not None:
-        names = {index: class_name(model, index) for index in reading.tops.unique().tolist()}
+    if reading.probs is None:
+        assert grid is not None
+        names = {index: class_name(model, index) for index in reading.top.unique().tolist()}
         title += ": the most likely label of every patch alone, by the final norm and head"
-        maps = reading.tops.unflatten(1, grid)
-        return viz.label_maps(resize_and_crop(photo, spec), maps, reading.names, names, title=title)
-    probs_TL = reading.probs[:, 0]
+        seen, maps, always = (
+            resize_and_crop(photo, spec),
+            reading.top.unflatten(1, grid),
+            [reading.best, reading.followed],
+        )
+        return viz.label_maps(seen, maps, reading.names, names, always=always, title=title)
     # The model's five best, the class followed, and whatever was on top on the way; the final order.
     final = reading.final.argsort(descending=True).tolist()
-    shown = {reading.followed, *final[:5], *reading.tops[:, 0].tolist()}
+    shown = {reading.followed, *final[:5], *reading.top[:, 0].tolist()}
     classes = [index for index in final if index in shown]
     title += f", reading the {POOLED[model.config.pooling]}\nprobability by the final norm and head after every block"
     after = ["embed", *(str(i) for i in range(model.config.depth))]
     rows = [class_name(model, index) for index in classes]
-    return viz.cells(probs_TL[:, classes].T, rows, after, bounds=(0, 1), colours="white-red", title=title)
+    return viz.cells(reading.probs[:, classes].T, rows, after, bounds=(0, 1), colours="white-red", title=title)

@@ -1,11 +1,13 @@
 """Causes: take something away, or put another picture's in its place, and see what the answer does.
 
 Everything here is a context manager that leaves the model as it was, on an error too, or a function that
-uses one. A trace that is opened inside records what runs, replaced; one that is opened around it, what would have.
+uses one. A trace opened inside records what runs, but for the seam, where it listens first: q, k, v and the scores and
+probabilities made of them are shown as they came, before a patch or a knock-out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -57,9 +59,9 @@ def ablate(
         ShapeError: the tensor does not broadcast; raised by the forward, as is that of a token.
     """
     config = model.config
-    heads, mlps = sorted(set(heads)), sorted(set(mlps))
+    heads, mlps, tokens = sorted(set(heads)), sorted(set(mlps)), _several(tokens)
     _check_how(how)
-    if not (heads or mlps or _several(tokens)):
+    if not (heads or mlps or tokens):
         raise UsageError("nothing to ablate: give heads, mlps or tokens")
     for block, head in heads:
         if not (0 <= block < config.depth and 0 <= head < config.heads):
@@ -73,11 +75,10 @@ def ablate(
     with _layouts(model) as layouts, ExitStack() as stack:
         for block in {block for block, _ in heads}:
             gone = [(slice(None), head) for layer, head in heads if layer == block]
-            stack.enter_context(attend_swapped(_block(model, block).attn, _without_heads(gone, how)))
+            stack.enter_context(attend_swapped(_block(model, block).attn, _without(gone, how)))
         for block in mlps:
-            mlp = _block(model, block).mlp
-            stack.callback(mlp.register_forward_hook(lambda module, args, out: _instead(how, out)).remove)
-        if _several(tokens):
+            stack.enter_context(_mlp_replaced(_block(model, block), how))
+        if tokens:
             stack.callback(model.blocks[0].register_forward_pre_hook(without_tokens).remove)
         yield
 
@@ -96,7 +97,7 @@ def knockout(
     Attention knock-out (Geva et al. 2023, arXiv:2304.14767, section 5): what flows from `keys` to `queries` is cut,
     and the queries look at the rest instead. The seam hands over no mask, so in the blocks concerned the scores are
     computed anew and the model's own kernel is not asked; the answer differs from it by rounding beside
-    the knock-out. A trace inside shows probabilities as they would have been; its attn.mix is what ran.
+    the knock-out.
 
     Args:
         queries, keys: tokens as in `ablate`.
@@ -108,6 +109,7 @@ def knockout(
             query raised by the forward.
     """
     config = model.config
+    queries, keys = _several(queries), _several(keys)
     where = range(config.depth) if blocks is None else sorted(set(blocks))
     _check_blocks(model, where)
     which = list(range(config.heads)) if heads is None else sorted(set(heads))
@@ -204,17 +206,23 @@ def patched(model: ViT, source: Trace, names: Iterable[str] | None = None) -> It
 
 @torch.no_grad()
 def scan(
-    model: ViT, pixels_BCHW: Tensor, what: str = "heads", *, how: str | Tensor = "zero", batch_size: int = 32
+    model: ViT,
+    pixels_BCHW: Tensor,
+    what: str = "heads",
+    *,
+    how: str | Tensor = "zero",
+    batch_size: int = 8,
+    report: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """The answer without each head, each MLP or each patch in turn, as `ablate` would give it one by one.
 
-    Every variant begins at the block it is ablated in, from the stream that enters it; from there on all that exist
-    go through a block together.
+    Runs begin at the block that something is taken from, with the stream that enters it, several at once.
 
     Args:
         what: "heads", "mlps" or "patches".
         how: as in `ablate`.
         batch_size: how many sequences go through a block at once; bounds the memory.
+        report: called with the number of answers that are there and that there will be.
 
     Returns:
         Logits, or what a model without a head returns: heads (B, layers, A, L), mlps (B, layers, L),
@@ -230,38 +238,36 @@ def scan(
     _check_how(how)
     layout = model.layout_of(pixels_BCHW)
     rope = model.rope(layout)
-    clean_BND = model.embed(pixels_BCHW)
-    batch, depth, heads = len(clean_BND), model.config.depth, model.config.heads
+    stream_BND = model.embed(pixels_BCHW)
+    batch, depth, heads = len(stream_BND), model.config.depth, model.config.heads
+    shape = {"heads": (depth, heads), "mlps": (depth,), "patches": layout.grid}[what]
+    total = math.prod(shape)
+    at_once = max(1, batch_size // batch)  # a batch of pictures stays together
+    answers: list[Tensor] = []
 
-    def without(block: Block, units: list[int]) -> Tensor:
-        """The block's output without each unit in turn: (units * B, N, D)."""
-        x = clean_BND.repeat(len(units), 1, 1)
-        if what == "mlps":
-            with ExitStack() as stack:
-                stack.callback(block.mlp.register_forward_hook(lambda module, args, out: _instead(how, out)).remove)
-                return block(x, rope)
-        gone = [(slice(i * batch, (i + 1) * batch), head) for i, head in enumerate(units)]
-        with attend_swapped(block.attn, _without_heads(gone, how)):
-            return block(x, rope)
+    def finish(x: Tensor, first: int) -> None:
+        """The rest of the way, from a block on: (units * B, N, D)."""
+        for block in model.blocks[first:]:
+            x = block(x, rope)
+        answers.extend(lens(model, [x])[0, :, 0].split(batch))
+        if report:
+            report(len(answers), total)
 
-    at_once = max(1, batch_size // batch)  # variants; a batch of pictures stays together
-    variants = clean_BND.repeat(layout.patches if what == "patches" else 0, 1, 1)
     if what == "patches":
-        for place, part in enumerate(variants.split(batch), start=layout.prefix):
-            part.copy_(_replace_tokens(clean_BND, [place], how))
-    for module in model.blocks:
-        block = cast(Block, module)
-        for part in variants.split(at_once * batch):
-            part.copy_(block(part, rope))
-        if what != "patches":
-            units = list(range(heads if what == "heads" else 1))
-            new = [without(block, units[i : i + at_once]) for i in range(0, len(units), at_once)]
-            variants = torch.cat([variants, *new])
-            clean_BND = block(clean_BND, rope)
-    answers = torch.cat([lens(model, [part])[0, :, 0] for part in variants.split(at_once * batch)])
-    # (variants * B, L) -> (variants, B, L) -> (B, variants, L) -> (B, ..., L)
-    answers_BVL = answers.unflatten(0, (-1, batch)).transpose(0, 1)
-    return answers_BVL.unflatten(1, {"heads": (depth, heads), "mlps": (depth,), "patches": layout.grid}[what])
+        for places in torch.arange(layout.prefix, layout.count).split(at_once):
+            finish(torch.cat([_replace_tokens(stream_BND, [place], how) for place in places.tolist()]), 0)
+    else:
+        for i in range(depth):
+            block = _block(model, i)
+            for units in torch.arange(heads if what == "heads" else 1).split(at_once):
+                x = stream_BND.repeat(len(units), 1, 1)
+                gone = [(slice(j * batch, (j + 1) * batch), head) for j, head in enumerate(units.tolist())]
+                with _mlp_replaced(block, how) if what == "mlps" else attend_swapped(block.attn, _without(gone, how)):
+                    x = block(x, rope)
+                finish(x, i + 1)
+            stream_BND = block(stream_BND, rope)
+    # units of (B, L) -> (B, units, L) -> (B, ..., L)
+    return torch.stack(answers, dim=1).unflatten(1, shape)
 
 
 def _instead(how: str | Tensor, own: Tensor, among: Tensor | None = None) -> Tensor:
@@ -276,7 +282,7 @@ def _instead(how: str | Tensor, own: Tensor, among: Tensor | None = None) -> Ten
     return (own if among is None else among).mean(dim=-2, keepdim=True).expand_as(own)
 
 
-def _without_heads(gone: list[tuple[slice, int]], how: str | Tensor) -> Callable[[Attend], Attend]:
+def _without(gone: list[tuple[slice, int]], how: str | Tensor) -> Callable[[Attend], Attend]:
     """A kernel's mix with heads replaced, each in some sequences of a batch; the kernel's own memory is left alone."""
 
     def wrap(own: Attend) -> Attend:
@@ -289,6 +295,15 @@ def _without_heads(gone: list[tuple[slice, int]], how: str | Tensor) -> Callable
         return attend
 
     return wrap
+
+
+@contextmanager
+def _mlp_replaced(block: Block, how: str | Tensor) -> Iterator[None]:
+    handle = block.mlp.register_forward_hook(lambda module, args, out: _instead(how, out))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _replace_tokens(tokens_BND: Tensor, places: list[int], how: str | Tensor) -> Tensor:
@@ -345,8 +360,8 @@ def _several(tokens: Tokens) -> list[Token]:
     return cast("list[Token]", [tokens] if one else list(tokens))
 
 
-def _places(layout: TokenLayout, tokens: Tokens) -> list[int]:
-    return sorted({place for token in _several(tokens) for place in token_rows(layout, token)})
+def _places(layout: TokenLayout, tokens: Iterable[Token]) -> list[int]:
+    return sorted({place for token in tokens for place in token_rows(layout, token)})
 
 
 def _block(model: ViT, i: int) -> Block:

@@ -78,6 +78,7 @@ def label_maps(
     names: Sequence[str],
     labels: Mapping[int, str],
     *,
+    always: Sequence[int] = (),
     opacity: float = 0.7,
     tile: int = 160,
     columns: int = 5,
@@ -85,13 +86,14 @@ def label_maps(
 ) -> Image.Image:
     """Which label every patch has, a tile for each of T maps over the photo, with a legend.
 
-    The ten labels most patches have, over all tiles, have a colour each; what is grey has another.
+    Ten labels have a colour each, those that most patches have over all tiles; what is grey has another.
 
     Args:
         photo: what the network sees of the picture; it is stretched onto the grid of patches.
         labels_Thw: a label's index for each patch.
         names: of the tiles.
         labels: names of the indices.
+        always: indices that have a colour however few patches have them.
 
     Raises:
         ShapeError: not a map for each name.
@@ -102,7 +104,8 @@ def label_maps(
     size, gap = 13, 6
     font = ImageFont.load_default(size)
     index, count = labels_Thw.unique(return_counts=True)
-    coloured = index[count.argsort(descending=True, stable=True)][: len(LABEL_COLOURS)].tolist()
+    most = index[count.argsort(descending=True, stable=True)].tolist()
+    coloured = [*dict.fromkeys(label for label in [*always, *most] if label in most)][: len(LABEL_COLOURS)]
     palette = torch.tensor([_rgb(colour) for colour in LABEL_COLOURS], dtype=torch.uint8)
     wide, high = round(tile * min(1, across / rows)), round(tile * min(1, rows / across))
     under = photo.convert("RGB").resize((wide, high), Image.Resampling.BICUBIC)
@@ -115,7 +118,7 @@ def label_maps(
         tiles.append((name, Image.blend(under, over, opacity)))
     columns = min(columns, len(tiles))
     legend = [(labels.get(label, f"class {label}"), LABEL_COLOURS[place]) for place, label in enumerate(coloured)]
-    legend += [("another", "#{:02x}{:02x}{:02x}".format(*OTHER))] if len(index) > len(coloured) else []
+    legend += [("another label", "#{:02x}{:02x}{:02x}".format(*OTHER))] if len(index) > len(coloured) else []
     width = max(columns * (wide + gap) + gap, 420)
     head, below = 2 * size, -(-len(tiles) // columns) * (high + 2 * size)
     image = Image.new("RGB", (width, head + below + (len(legend) + 1) * (size + 5)), PAPER)
