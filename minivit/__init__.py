@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from minivit.model import ViT
     from minivit.predict import classify, embed, iter_classify
     from minivit.preprocess import preprocess
-    from minivit.study import trace
+    from minivit.study import ablate, trace
     from minivit.weights import load, save
 
 __version__ = "0.1.0"
@@ -45,6 +45,7 @@ __all__ = [
     "UsageError",
     "ViT",
     "ViTConfig",
+    "ablate",
     "classify",
     "embed",
     "iter_classify",
@@ -59,6 +60,7 @@ __all__ = [
 _HOME = {
     "Prediction": "labels",
     "ViT": "model",
+    "ablate": "study",
     "classify": "predict",
     "embed": "predict",
     "iter_classify": "predict",
