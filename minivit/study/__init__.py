@@ -1,6 +1,7 @@
 """Look inside: tensors in, tensors out. Nothing here draws, and nothing changes what the model computes."""
 
 from minivit.study.attention import attention_map, fuse_heads, query_weights, rollout, rollout_matrix
+from minivit.study.methods import MAPS, method_map
 from minivit.study.names import ALIASES, from_alias, step_names, to_alias
 from minivit.study.relevance import grad_rollout, input_gradients, integrated_gradients, legrad, per_patch, relevance
 from minivit.study.tokens import norms, patch_filters, pca, position_similarity, similarity
@@ -8,6 +9,7 @@ from minivit.study.trace import Trace, trace
 
 __all__ = [
     "ALIASES",
+    "MAPS",
     "Trace",
     "attention_map",
     "from_alias",
@@ -16,6 +18,7 @@ __all__ = [
     "input_gradients",
     "integrated_gradients",
     "legrad",
+    "method_map",
     "norms",
     "patch_filters",
     "pca",
