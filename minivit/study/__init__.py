@@ -1,6 +1,20 @@
 """Look inside: tensors in, tensors out. Nothing here draws, and nothing changes what the model computes."""
 
 from minivit.study.attention import attention_map, fuse_heads, query_weights, rollout, rollout_matrix
+from minivit.study.faithfulness import (
+    Curves,
+    agreement,
+    box_cover,
+    centre_gaussian,
+    curves,
+    plain_map,
+    pointing,
+    random_maps,
+    randomisation_check,
+    randomised,
+    spearman,
+    survives,
+)
 from minivit.study.methods import MAPS, method_map
 from minivit.study.names import ALIASES, from_alias, step_names, to_alias
 from minivit.study.relevance import grad_rollout, input_gradients, integrated_gradients, legrad, per_patch, relevance
@@ -10,8 +24,13 @@ from minivit.study.trace import Trace, trace
 __all__ = [
     "ALIASES",
     "MAPS",
+    "Curves",
     "Trace",
+    "agreement",
     "attention_map",
+    "box_cover",
+    "centre_gaussian",
+    "curves",
     "from_alias",
     "fuse_heads",
     "grad_rollout",
@@ -23,13 +42,20 @@ __all__ = [
     "patch_filters",
     "pca",
     "per_patch",
+    "plain_map",
+    "pointing",
     "position_similarity",
     "query_weights",
+    "random_maps",
+    "randomisation_check",
+    "randomised",
     "relevance",
     "rollout",
     "rollout_matrix",
     "similarity",
+    "spearman",
     "step_names",
+    "survives",
     "to_alias",
     "trace",
 ]
