@@ -14,6 +14,7 @@ from minivit.cli import (
     bench,
     classify,
     convert,
+    diff,
     evaluate,
     faithfulness,
     info,
@@ -26,7 +27,21 @@ from minivit.cli import (
 from minivit.cli.console import say
 from minivit.errors import MinivitError
 
-COMMANDS = (classify, attention, faithfulness, trace, preprocess, info, models, verify, convert, train, evaluate, bench)
+COMMANDS = (
+    classify,
+    attention,
+    faithfulness,
+    trace,
+    preprocess,
+    info,
+    models,
+    verify,
+    diff,
+    convert,
+    train,
+    evaluate,
+    bench,
+)
 
 EXIT_CODES = """exit codes:
   0 good   1 unexpected failure or a failed check   2 usage   3 some inputs failed, the others were written

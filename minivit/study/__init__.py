@@ -1,6 +1,7 @@
 """Look inside: tensors in, tensors out. Nothing here draws, and nothing changes what the model computes."""
 
 from minivit.study.attention import attention_map, fuse_heads, query_weights, rollout, rollout_matrix
+from minivit.study.diff import Cause, Row, compare, diff, find_causes
 from minivit.study.faithfulness import (
     Curves,
     agreement,
@@ -24,13 +25,18 @@ from minivit.study.trace import Trace, trace
 __all__ = [
     "ALIASES",
     "MAPS",
+    "Cause",
     "Curves",
+    "Row",
     "Trace",
     "agreement",
     "attention_map",
     "box_cover",
     "centre_gaussian",
+    "compare",
     "curves",
+    "diff",
+    "find_causes",
     "from_alias",
     "fuse_heads",
     "grad_rollout",
