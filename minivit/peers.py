@@ -18,7 +18,7 @@ from minivit.attention import attention_probs
 from minivit.config import ViTConfig
 from minivit.errors import CheckpointError, UsageError
 from minivit.study.names import step_of, to_alias
-from minivit.weights.files import Source
+from minivit.weights.files import Source, read_json
 
 LIBRARIES = ("transformers", "timm", "torchvision")
 
@@ -146,7 +146,7 @@ def _attention_heard(hear: Callable[[Tensor, Tensor, Tensor, Tensor, float], Non
         hear(query, key, value, out, query.shape[-1] ** -0.5 if scale is None else scale)
         return out
 
-    F.scaled_dot_product_attention = listening  # type: ignore[assignment]
+    F.scaled_dot_product_attention = listening
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
@@ -170,7 +170,9 @@ def load_peer(library: str, source: Source, config: ViTConfig, family: str | Non
     """
     loaders = {"transformers": _transformers, "timm": _timm, "torchvision": _torchvision}
     if library not in loaders:
-        raise UsageError(f"no library {library!r} to compare with; known are {', '.join(LIBRARIES)}")
+        raise UsageError(
+            f"no library {library!r} to compare with; known are {', '.join(LIBRARIES)}, or a FILE.safetensors"
+        )
     try:
         importlib.import_module(library)
     except ImportError as error:
@@ -266,11 +268,12 @@ def _timm(source: Source, config: ViTConfig, family: str | None) -> Peer:
         file = str(source.shards[0])
         model = timm.create_model(model_name, num_classes=config.classes, checkpoint_path=file)
     elif "architecture" in source.config:
-        # The config that was read stands beside the weights; a name may say another activation than it.
-        architecture = source.config["architecture"]
-        model = timm.create_model(f"local-dir:{source.shards[0].parent}", pretrained=True)
-        if model.pretrained_cfg.get("architecture") not in (architecture, None):
-            raise UsageError(f"{source.name}: timm reads architecture {model.pretrained_cfg['architecture']!r} there")
+        folder, architecture = source.shards[0].parent, source.config["architecture"]
+        if read_json(folder / "config.json").get("architecture") == architecture:
+            model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        else:  # a name that says another activation than the files it shares
+            file = str(source.shards[0])
+            model = timm.create_model(architecture, num_classes=config.classes, checkpoint_path=file)
     else:
         other = "torchvision" if source.config.get("model_type") == "torchvision" else "transformers"
         raise UsageError(f"{source.name}: not files of timm; compare with --against {other}")

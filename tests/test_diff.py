@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import fakes
 import pytest
@@ -23,7 +21,6 @@ from minivit.cli import main
 from minivit.cli.diff import other_specs
 from minivit.config import ImageSpec
 from minivit.embed import resample_positions
-from minivit.errors import UsageError
 from minivit.model import ViT
 from minivit.peers import Peer, load_peer
 from minivit.study.diff import Row, measure
@@ -516,7 +513,7 @@ def test_tolerances_by_hand():
         ("vit-classifier", "timm", "not files of timm; compare with --against transformers"),
         ("vit-classifier", "torchvision", "not files of torchvision; compare with --against transformers"),
         ("timm-vit", "transformers", "not files of transformers; compare with --against timm"),
-        ("vit-classifier", "keras", "known are transformers, timm, torchvision"),
+        ("vit-classifier", "keras", "known are transformers, timm, torchvision, or a FILE.safetensors"),
         ("vit-classifier", "none.safetensors", "not a safetensors file of steps"),
     ],
 )
