@@ -259,3 +259,31 @@ def seen_box(size: tuple[int, int], spec: ImageSpec) -> tuple[float, float, floa
     left, upper = (_margin(a - b, spec.crop_rounding) for a, b in ((width, spec.crop[1]), (height, spec.crop[0])))
     across, down = size[0] / width, size[1] / height
     return left * across, upper * down, (left + spec.crop[1]) * across, (upper + spec.crop[0]) * down
+
+
+def box_on_grid(
+    box: tuple[float, float, float, float], size: tuple[int, int], spec: ImageSpec, grid: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Where a box of the picture lies in the patches the network reads: (left, upper, right, lower), in patches.
+
+    Resize and crop are followed exactly; what the crop cuts off is cut off the box.
+
+    Args:
+        box: left, upper, right, lower in pixels of the upright picture.
+        size: (width, height) of the picture in pixels.
+        grid: patches as (rows, columns).
+
+    Raises:
+        UsageError: no box, or one of which the network sees nothing.
+    """
+    left, upper, right, lower = seen_box(size, spec)
+    rows, columns = grid
+    across, down = columns / (right - left), rows / (lower - upper)
+    if box[0] >= box[2] or box[1] >= box[3]:
+        raise UsageError(f"box {box}: expected left, upper, right, lower, with left < right and upper < lower")
+    x0, x1 = (min(max((x - left) * across, 0.0), float(columns)) for x in (box[0], box[2]))
+    y0, y1 = (min(max((y - upper) * down, 0.0), float(rows)) for y in (box[1], box[3]))
+    if x0 >= x1 or y0 >= y1:
+        seen = ", ".join(f"{side:.0f}" for side in (left, upper, right, lower))
+        raise UsageError(f"box {box}: the network sees nothing of it; it sees ({seen}) of {size[0]} x {size[1]} pixels")
+    return x0, y0, x1, y1

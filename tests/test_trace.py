@@ -371,6 +371,11 @@ def test_no_head_means_no_logits():
 # Names of other libraries.
 
 
+# How many steps of a model of three blocks have a name in these; the others have more than 40.
+FEWER = {"torchvision": 29, "transformers5-dinov3": 39}
+FEWER |= {"transformers5-clip": 39, "transformers5-siglip": 39}
+
+
 @pytest.mark.parametrize("library", study.ALIASES)
 def test_aliases_go_both_ways(library):
     model = build()
@@ -384,7 +389,7 @@ def test_aliases_go_both_ways(library):
         assert study.from_alias(alias, library) == name
         assert study.from_alias(alias + "[cls]", library) == name + "[cls]"
         there.append(alias)
-    assert len(set(there)) == len(there) > 40
+    assert len(set(there)) == len(there) >= FEWER.get(library, 41)
     with pytest.raises(UsageError, match="known are transformers4"):
         study.to_alias("norm", "flax")
     with pytest.raises(UsageError, match="no step called"):

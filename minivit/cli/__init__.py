@@ -16,7 +16,9 @@ from minivit.cli import (
     bench,
     classify,
     convert,
+    diff,
     evaluate,
+    faithfulness,
     heads,
     info,
     lens,
@@ -30,8 +32,11 @@ from minivit.cli.console import say
 from minivit.errors import MinivitError
 
 COMMANDS = (
-    *(classify, attention, lens, attribute, ablate, heads, trace, preprocess),
-    *(info, models, verify, convert, train, evaluate, bench),
+    classify,
+    *(attention, trace, preprocess),
+    *(lens, attribute, ablate, heads, faithfulness),
+    *(info, models, verify, diff, convert),
+    *(train, evaluate, bench),
 )
 
 EXIT_CODES = """exit codes:

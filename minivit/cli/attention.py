@@ -79,6 +79,11 @@ def add_parser(commands: Any) -> None:
         help="blue-red: much is red (default); cubehelix: even in lightness, much is white",
     )
     parser.add_argument("--opacity", metavar="SHARE", type=share, default=0.5, help="of the map over the photo (0.5)")
+    parser.add_argument(
+        "--score",
+        action="store_true",
+        help="write what the map is worth beside it: deletion and insertion of the class, as minivit faithfulness",
+    )
     parser.add_argument("--smooth", action="store_true", help="interpolate between patches")
     parser.add_argument("-o", "--out", metavar="FILE", help="map.png, map.npy or map.json; else text on the terminal")
     add_model_option(parser)
@@ -115,6 +120,8 @@ class Maps:
     rows: list[str]
     columns: list[str]
     title: str
+    target: int | None = None  # the class that was followed back
+    score: dict[str, Any] | None = None  # what a single map is worth, for the record
 
     @property
     def single(self) -> bool:
@@ -134,6 +141,8 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args)
     pixels_BCHW, spec = pixels_for(model, photo)
     maps = compute(model, pixels_BCHW, args.method, settings)
+    if args.score:
+        maps.score = score(model, pixels_BCHW, maps, getattr(args, "class"))
     if not args.out:
         write_text(maps, photo, seen_box(photo.size, spec), args)
     elif args.out.lower().endswith(".png"):
@@ -146,8 +155,9 @@ def run(args: argparse.Namespace) -> int:
         record = {"schema": SCHEMA, "path": args.image, "method": args.method, "title": maps.title}
         names = {} if maps.single else {"rows": maps.rows, "columns": maps.columns}
         about = {"model": model.name, "revision": model.revision, "device": str(pixels_BCHW.device)}
+        worth = {"score": maps.score} if maps.score else {}
         warnings = {"warnings": notes} if notes else {}
-        text = json.dumps({**record, **names, "map": values, **about, **warnings})
+        text = json.dumps({**record, **names, "map": values, **worth, **about, **warnings})
         with writing(args.out):
             Path(args.out).write_text(text + "\n", encoding="utf-8")
     return 0
@@ -155,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options of a method, defaults filled in; refuses those it has no use for."""
-    takes, _ = METHODS[args.method]
+    takes = METHODS[args.method][0] | ({"class"} if args.score else set())
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     useless = sorted(given.keys() - takes)
     if useless:
@@ -169,88 +179,90 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("--method pca draws one layer at a time; give --layer a number")
     if "scale" in given and not (args.grid or args.layer == "all"):
         raise UsageError("--scale is for sheets: with --grid or --layer all")
+    if args.score and (args.grid or args.layer == "all"):
+        raise UsageError("--score is for one map, not for a sheet of them")
+    if args.score and str(args.out).lower().endswith(".npy"):
+        raise UsageError("-o FILE.npy has no place for a score; write .json or .png")
     return {**{name: value for name, value in DEFAULTS.items() if name in takes}, **given}
 
 
 def compute(model: ViT, pixels_BCHW: Tensor, method: str, settings: dict[str, Any]) -> Maps:
-    """The maps of one picture."""
-    from minivit import study
+    """The maps of one picture, and what they are called."""
+    from minivit.study import method_map
 
     config, layout = model.config, model.config.layout
+    takes, grid = METHODS[method][0], settings.get("grid")
+    arguments = {name: value for name, value in settings.items() if name not in ("class", "grid", "scale", "layer")}
     title = [f"{method} of {printable(model.name or 'the model')}"]
-    if "class" in METHODS[method][0]:
-        target = find_class(model, pixels_BCHW, settings.get("class"))
-        title.append(f"for {class_name(model, target)}")
+    if "class" in takes:
+        arguments["target"] = find_class(model, pixels_BCHW, settings.get("class"))
+        title.append(f"for {class_name(model, arguments['target'])}")
     asked = settings.get("query")
-    if asked is None and "query" in METHODS[method][0] and "class" not in METHODS[method][0]:
-        asked = "cls" if layout.cls else "mean"
+    if asked is None and "query" in takes and "class" not in takes:
+        asked = arguments["query"] = "cls" if layout.cls else "mean"
     if asked is not None:
         title.append("of the patch in row {}, column {}".format(*asked) if isinstance(asked, tuple) else f"of {asked}")
-    fused = settings.get("head", "mean")
-    if "head" in METHODS[method][0] and not settings.get("grid"):
+    if grid:
+        arguments["head"] = "all"
+    elif "head" in takes:
+        fused = settings.get("head", "mean")
         title.append(f"head {fused}" if isinstance(fused, int) else f"{fused} over heads")
-    arguments: dict[str, Any] = {
-        name: settings[name] for name in ("start_layer", "residual", "discard", "steps") if name in settings
-    }
-    if "query" in METHODS[method][0]:
-        arguments["query"] = asked
-    chosen = settings.get("layer", "all" if settings.get("grid") else config.depth - 1)
+    title += [f"{name.replace('_', ' ')} {arguments[name]:g}" for name in DEFAULTS if name in arguments]
+    if "layer" not in takes:
+        maps = one_map(method_map(model, pixels_BCHW, method, **arguments)[0], title)
+        maps.target = arguments.get("target")
+        return maps
+
+    chosen = settings.get("layer", "all" if grid else None)
     if isinstance(chosen, int) and chosen >= config.depth:
         raise UsageError(f"--layer {chosen}: there are layers 0 to {config.depth - 1}")
-    layers = range(config.depth) if chosen == "all" else [chosen]
+    values = method_map(model, pixels_BCHW, method, layer=chosen, **arguments)[0]
+    layers = range(config.depth) if chosen == "all" else [config.depth - 1 if chosen is None else chosen]
     names = [f"layer {i}" for i in layers]
-
-    def one(values_Bhw: Tensor) -> Maps:
-        title.extend(f"{name.replace('_', ' ')} {settings[name]:g}" for name in DEFAULTS if name in arguments)
-        return Maps(values=values_Bhw[None], rows=[""], columns=[""], title=", ".join(title))
-
-    if method == "raw":
-        trace = study.trace(
-            model, pixels_BCHW, keep=[f"blocks.{i}.{part}" for i in layers for part in "qk"], limit=None
-        )
-        if settings.get("grid"):
-            heads, all_probs = range(config.heads), [trace.attention[i] for i in layers]
-            grid = [[study.attention_map(probs, layout, query=asked, head=a) for a in heads] for probs in all_probs]
-            return Maps(values=stacked(grid), rows=names, columns=[f"head {a}" for a in heads], title=", ".join(title))
-        row = [study.attention_map(trace.attention[i], layout, query=asked, head=fused) for i in layers]
-        return sheet_or_one([row], [""], names, title)
-    if method == "rollout":
-        trace = study.trace(model, pixels_BCHW, keep=["blocks.*.q", "blocks.*.k"], limit=None)
-        return one(study.rollout(trace.attention, layout, fusion=fused, **arguments))
-    if method == "grad-rollout":
-        return one(study.grad_rollout(model, pixels_BCHW, target=target, fusion=fused, **arguments))
-    if method in ("relevance", "legrad"):
-        return one(getattr(study, method)(model, pixels_BCHW, target=target, **arguments))
-    if method in ("gradients", "integrated-gradients"):
-        function = study.input_gradients if method == "gradients" else study.integrated_gradients
-        return one(study.per_patch(function(model, pixels_BCHW, target=target, **arguments), layout))
-    # What tokens hold, after the final norm where no layer is asked for; the norm would hide lengths.
-    final = "layer" not in settings and method != "norms"
-    places = ["norm"] if final else [f"blocks.{i}.resid_post" for i in layers]
-    trace = study.trace(model, pixels_BCHW, keep=places, limit=None)
-    title.extend([] if chosen == "all" else ["after the final norm" if final else names[0]])
-    if method == "pca":
-        return Maps(values=study.pca(trace[places[0]], layout)[0], rows=[], columns=[], title=", ".join(title))
-    if method == "similarity":
-        row = [study.similarity(trace[place], layout, query=asked) for place in places]
-    else:
-        row = [study.norms(trace[place], layout) for place in places]
-    return sheet_or_one([row], [""], [""] if final else names, title)
+    if grid or len(names) > 1:
+        heads = [f"head {a}" for a in range(config.heads)]
+        rows, columns = (names, heads) if grid else ([""], names)
+        values = values.reshape(len(rows), len(columns), *values.shape[-2:])
+        return Maps(values=values, rows=rows, columns=columns, title=", ".join(title))
+    final = chosen is None and method in ("similarity", "pca")
+    values = values[0] if chosen == "all" else values
+    return one_map(values, [*title, "after the final norm" if final else names[0]])
 
 
-def stacked(grid: list[list[Tensor]]) -> Tensor:
-    """Maps (1, h, w) in rows and columns as one tensor (rows, columns, h, w)."""
+def one_map(values: Tensor, title: list[str]) -> Maps:
+    """A single map, (h, w), or (h, w, 3) of pca."""
+    values = values if values.ndim == 3 else values[None, None]
+    return Maps(values=values, rows=[""], columns=[""], title=", ".join(title))
+
+
+def score(model: ViT, pixels_BCHW: Tensor, maps: Maps, asked: str | None) -> dict[str, Any]:
+    """What a single map is worth: areas of its deletion and insertion curves, beside those of five random maps."""
     import torch
 
-    return torch.stack([torch.cat(row) for row in grid])
+    from minivit import study
+
+    values = maps.one()
+    map_1hw = (values.norm(dim=-1) if values.ndim == 3 else values)[None].float().cpu()
+    target = maps.target
+    if target is None and (asked is not None or model.config.classes):
+        target = find_class(model, pixels_BCHW, asked)
+    drawn = torch.cat([map_1hw, study.random_maps(model.layout_of(pixels_BCHW), 5)])
+    curves = study.curves(model, pixels_BCHW, drawn, target=target)
+    areas = {"deletion": curves.deletion.tolist(), "insertion": curves.insertion.tolist()}
+    return {
+        "class": target,
+        **{kind: {"map": mine, "random": sum(others) / len(others)} for kind, (mine, *others) in areas.items()},
+        "steps": len(curves.shares) - 1,
+        "replacement": "mean",
+    }
 
 
-def sheet_or_one(grid: list[list[Tensor]], rows: list[str], columns: list[str], title: list[str]) -> Maps:
-    """A sheet of maps; of a single one, its name joins the title."""
-    values = stacked(grid)
-    if values.shape[:2] == (1, 1) and columns[0] and columns[0] not in title:
-        title = [*title, columns[0]]
-    return Maps(values=values, rows=rows, columns=columns, title=", ".join(title))
+def score_line(score: dict[str, Any]) -> str:
+    """A score as one line beside a map."""
+    parts = [
+        f"{kind} {score[kind]['map']:.3f} (random {score[kind]['random']:.3f})" for kind in ("deletion", "insertion")
+    ]
+    return f"{', '.join(parts)}, in {score['steps']} steps"
 
 
 def find_class(model: ViT, pixels_BCHW: Tensor, asked: str | None) -> int:
@@ -299,6 +311,7 @@ def draw(maps: Maps, photo: Any, box: Any, args: argparse.Namespace, settings: d
         title = f"{maps.title}\n{meaning}" + (
             "" if maps.values.ndim == 3 else ", from the least of this map to its most"
         )
+        title += f"\n{score_line(maps.score)}" if maps.score else ""
         return viz.overlay(
             photo, maps.one(), box=box, colours=args.colours, opacity=args.opacity, smooth=args.smooth, title=title
         )
@@ -319,6 +332,8 @@ def write_text(maps: Maps, photo: Any, box: Any, args: argparse.Namespace) -> No
         else:
             print(show(image, values))
             print(f"{METHODS[args.method][1]} from {float(values.min()):.4g} to {float(values.max()):.4g}")
+        if maps.score:
+            print(score_line(maps.score))
         return
     print(f"{maps.title}: {METHODS[args.method][1]}")
     for row, name in zip(maps.values, maps.rows, strict=True):

@@ -3,8 +3,24 @@
 from minivit.study.ablate import ablate, knockout, patched, scan
 from minivit.study.attention import attention_map, fuse_heads, query_weights, rollout, rollout_matrix
 from minivit.study.attribution import Attribution, attribute
+from minivit.study.diff import Cause, Row, compare, diff, find_causes
+from minivit.study.faithfulness import (
+    Curves,
+    agreement,
+    box_cover,
+    centre_gaussian,
+    curves,
+    plain_map,
+    pointing,
+    random_maps,
+    randomisation_check,
+    randomised,
+    spearman,
+    survives,
+)
 from minivit.study.heads import attention_distance, attention_entropy, attention_mass, head_statistics
 from minivit.study.lens import divergence, lens
+from minivit.study.methods import MAPS, method_map
 from minivit.study.names import ALIASES, from_alias, step_names, to_alias
 from minivit.study.relevance import grad_rollout, input_gradients, integrated_gradients, legrad, per_patch, relevance
 from minivit.study.tokens import norms, patch_filters, pca, position_similarity, similarity
@@ -12,15 +28,26 @@ from minivit.study.trace import Trace, trace
 
 __all__ = [
     "ALIASES",
+    "MAPS",
     "Attribution",
+    "Cause",
+    "Curves",
+    "Row",
     "Trace",
     "ablate",
+    "agreement",
     "attention_distance",
     "attention_entropy",
     "attention_map",
     "attention_mass",
     "attribute",
+    "box_cover",
+    "centre_gaussian",
+    "compare",
+    "curves",
+    "diff",
     "divergence",
+    "find_causes",
     "from_alias",
     "fuse_heads",
     "grad_rollout",
@@ -30,19 +57,27 @@ __all__ = [
     "knockout",
     "legrad",
     "lens",
+    "method_map",
     "norms",
     "patch_filters",
     "patched",
     "pca",
     "per_patch",
+    "plain_map",
+    "pointing",
     "position_similarity",
     "query_weights",
+    "random_maps",
+    "randomisation_check",
+    "randomised",
     "relevance",
     "rollout",
     "rollout_matrix",
     "scan",
     "similarity",
+    "spearman",
     "step_names",
+    "survives",
     "to_alias",
     "trace",
 ]

@@ -45,6 +45,42 @@ BY_NAME = {step.name: step for step in STEPS}
 
 HF4 = "vit.encoder.layer.{i}."
 HF5 = "vit.layers.{i}."
+TORCHVISION = "encoder.layers.encoder_layer_{i}"
+
+
+def _transformers5(
+    trunk: str, layer: str, attn: str, norm1: str, norm2: str, fc1: str, fc2: str, **others: str
+) -> dict:
+    """The names of another family of transformers 5: of the parts of a layer, and of what stands around the layers."""
+    layer, attn = f"{trunk}.{layer}", f"{trunk}.{layer}.{attn}"
+    around = {name.replace("__", "."): f"{trunk}.{place}" for name, place in others.items() if name != "logits"}
+    inside = {
+        "norm1": f"{layer}.{norm1}",
+        "attn.mix": f"{attn}.input",
+        "attn.out": attn,
+        "resid_mid": f"{layer}.{norm2}.input",
+        "norm2": f"{layer}.{norm2}",
+        "mlp.pre": f"{layer}.{fc1}",
+        "mlp.act": f"{layer}.{fc2}.input",
+        "mlp.out": f"{layer}.mlp",
+        "resid_post": layer,
+    }
+    attention = attn.rpartition(".")[0]
+    projections = {part: f"{attention}.{part}_proj" for part in "qkv"}
+    steps = {B + name: place for name, place in {**projections, **inside}.items()}
+    head = others.get("logits")
+    return around | steps | ({"pooled": f"{head}.input", "logits": head} if head else {})
+
+
+_TOWER = (
+    "vision_model",
+    "encoder.layers.{i}",
+    "self_attn.out_proj",
+    "layer_norm1",
+    "layer_norm2",
+    "mlp.fc1",
+    "mlp.fc2",
+)
 
 # What other libraries call the same tensors. Each is a place in their module tree in the notation of
 # Step.place; attentions[{i}] is a field of transformers' output, there under attn_implementation="eager"
@@ -91,6 +127,69 @@ ALIASES: dict[str, dict[str, str]] = {
         "norm": "vit.layernorm",
         "pooled": "classifier.input",
         "logits": "classifier",
+    },
+    "transformers5-deit": _transformers5(  # DeiTForImageClassificationWithTeacher
+        "deit",
+        "layers.{i}",
+        "attention.o_proj",
+        "layernorm_before",
+        "layernorm_after",
+        "mlp.fc1",
+        "mlp.fc2",
+        embed__patches="embeddings.patch_embeddings",
+        embed__tokens="embeddings",
+        norm="layernorm",
+        logits="cls_classifier",
+    ),
+    "transformers5-dinov2": _transformers5(  # Dinov2ForImageClassification, with registers or without
+        "dinov2",
+        "encoder.layer.{i}",
+        "attention.o_proj",
+        "norm1",
+        "norm2",
+        "mlp.fc1",
+        "mlp.fc2",
+        embed__patches="embeddings.patch_embeddings",
+        embed__tokens="embeddings",
+        norm="layernorm",
+        logits="classifier",
+    ),
+    "transformers5-dinov3": _transformers5(  # DINOv3ViTModel; its trunk is called "model"
+        "model",
+        "layer.{i}",
+        "attention.o_proj",
+        "norm1",
+        "norm2",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    )
+    | {"embed.patches": "embeddings.patch_embeddings", "embed.tokens": "embeddings", "norm": "norm"},
+    "transformers5-clip": _transformers5(  # CLIPModel, CLIPVisionModelWithProjection
+        *_TOWER,
+        embed__patches="embeddings.patch_embedding",
+        embed__tokens="pre_layrnorm",
+        norm="post_layernorm",
+    ),
+    "transformers5-siglip": _transformers5(  # SiglipModel
+        *_TOWER,
+        embed__patches="embeddings.patch_embedding",
+        embed__tokens="embeddings",
+        norm="post_layernorm",
+    ),
+    "torchvision": {  # torchvision.models.VisionTransformer; q, k and v stand inside one nn.MultiheadAttention
+        "embed.patches": "conv_proj",
+        "embed.tokens": "encoder.dropout",
+        B + "norm1": TORCHVISION + ".ln_1",
+        B + "attn.out": TORCHVISION + ".self_attention",
+        B + "resid_mid": TORCHVISION + ".ln_2.input",
+        B + "norm2": TORCHVISION + ".ln_2",
+        B + "mlp.pre": TORCHVISION + ".mlp.0",
+        B + "mlp.act": TORCHVISION + ".mlp.1",
+        B + "mlp.out": TORCHVISION + ".mlp",
+        B + "resid_post": TORCHVISION,
+        "norm": "encoder.ln",
+        "pooled": "heads.head.input",
+        "logits": "heads.head",
     },
     "timm": {  # timm.models.vision_transformer.VisionTransformer
         "embed.patches": "patch_embed",

@@ -51,9 +51,9 @@ def grad_rollout(
     """
     if not 0 <= residual <= 1:
         raise UsageError(f"residual is {residual}; it is a share, from 0 to 1")
-    layout = model.config.layout
+    layout = model.layout_of(pixels_BCHW)
     probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer)
-    row_BN = _start(model.config, query, probs[-1])
+    row_BN = _start(model.config, layout, query, probs[-1])
     for probs_BANN, grads_BANN in zip(reversed(probs), reversed(grads), strict=True):
         weighed_BNN = fuse_heads(probs_BANN * grads_BANN, fusion).clamp(min=0)
         mixed_BNN = (1 - residual) * weighed_BNN + residual * torch.eye(layout.count).to(weighed_BNN)
@@ -80,12 +80,13 @@ def relevance(
     Raises:
         UsageError: a model without a head, or no such class, layer or token.
     """
+    layout = model.layout_of(pixels_BCHW)
     probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer)
-    row_BN = _start(model.config, query, probs[-1])
+    row_BN = _start(model.config, layout, query, probs[-1])
     for probs_BANN, grads_BANN in zip(reversed(probs), reversed(grads), strict=True):
         relevance_BNN = (probs_BANN * grads_BANN).clamp(min=0).mean(dim=1)
         row_BN = row_BN + (row_BN[:, None] @ relevance_BNN)[:, 0]
-    return model.config.layout.to_grid(row_BN)
+    return layout.to_grid(row_BN)
 
 
 def legrad(
@@ -109,6 +110,7 @@ def legrad(
     """
     if pool not in ("mean", "head"):
         raise UsageError(f"pool is {pool!r}; it must be mean or head")
+    layout = model.layout_of(pixels_BCHW)
     layers: list[Tensor] = []
     with _attention_in_graph(model, pixels_BCHW, start_layer) as probs, ExitStack() as stack:
         for block in model.blocks[start_layer:]:
@@ -116,7 +118,7 @@ def legrad(
             stack.callback(handle.remove)
         logits_BL = model(pixels_BCHW)
         classes_B = _classes(model, logits_BL, target)
-        total_BM = torch.zeros(len(pixels_BCHW), model.config.layout.count).to(logits_BL)
+        total_BM = torch.zeros(len(pixels_BCHW), layout.count).to(logits_BL)
         for tokens_BND, probs_BANM in zip(layers, probs, strict=True):
             if pool == "mean":
                 # Every token becomes the mean, so that whatever the head picks it reads the mean.
@@ -126,7 +128,7 @@ def legrad(
             score = _picked(model.answer(tokens_BND), classes_B).sum()
             (grad_BANM,) = torch.autograd.grad(score, probs_BANM, retain_graph=True)
             total_BM += grad_BANM.clamp(min=0).mean(dim=(1, 2))
-    return model.config.layout.to_grid(total_BM / len(layers))
+    return layout.to_grid(total_BM / len(layers))
 
 
 def input_gradients(model: ViT, pixels_BCHW: Tensor, *, target: Target = None) -> Tensor:
@@ -197,8 +199,6 @@ def _attention_in_graph(model: ViT, pixels_BCHW: Tensor, start_layer: int) -> It
     _check_head(model)
     if not 0 <= start_layer < model.config.depth:
         raise UsageError(f"start_layer is {start_layer}; there are layers 0 to {model.config.depth - 1}")
-    if tuple(pixels_BCHW.shape[2:]) != model.config.image_size:
-        model.layout_of(pixels_BCHW)  # says so
     probs: list[Tensor] = []
 
     def wrap(_: Attend) -> Attend:
@@ -229,9 +229,8 @@ def _probs_and_grads(
     return [probs_BANM.detach() for probs_BANM in probs], list(grads)
 
 
-def _start(config: ViTConfig, query: Query | None, like_BANM: Tensor) -> Tensor:
+def _start(config: ViTConfig, layout: TokenLayout, query: Query | None, like_BANM: Tensor) -> Tensor:
     """Every picture's first row (B, N): the query, or what the head reads."""
-    layout = config.layout
     read = {"cls": ["cls"], "mean": ["mean"], "cls&dist": ["cls", "dist"], "cls+mean": ["cls", "mean"]}
     if query is None and config.pooling not in read:
         raise UsageError(f"what pooling {config.pooling!r} reads is no token; give a query")
