@@ -157,6 +157,12 @@ def test_ablate_scans(look, photo, what, tmp_path):
     assert code == 0 and "strongest: " in text and f"each of its {what} (zero)" in text
 
 
+def test_where_nothing_changes_nothing_is_red():
+    from minivit.cli.ablate import around_zero
+
+    assert around_zero(torch.zeros(2, 3)) == (-1, 1) and around_zero(torch.tensor([-3.0, 2.0])) == (-3, 3)
+
+
 def test_ablate_of_named_parts(look, photo):
     options = ["--heads", "1.2,0.1", "--mlps", "2", "--tokens", "cls,(2,4)", "--class", "label 1"]
     code, text, talk, model = look("ablate", photo, *options, "--json")
