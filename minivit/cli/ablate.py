@@ -89,10 +89,10 @@ def token_list(text: str) -> list[Any]:
     """Tokens in the spelling of `minivit trace --keep 'name[...]'`."""
     from minivit.study.keep import read_pattern
 
-    tokens = read_pattern(f"embed.tokens[{text}]")[1].tokens
-    if tokens is None:
-        raise UsageError(f"--tokens {text!r} names no token, such as cls, 5 or '(3,7)'")
-    return list(tokens)
+    pick = read_pattern(f"embed.tokens[{text}]")[1]
+    if pick.tokens is None or pick.heads is not None:
+        raise UsageError(f"--tokens {text!r} must name tokens and nothing else, such as cls,5 or '(3,7)'")
+    return list(pick.tokens)
 
 
 def run(args: argparse.Namespace) -> int:
