@@ -157,6 +157,12 @@ def test_ablate_scans(look, photo, what, tmp_path):
     assert code == 0 and "strongest: " in text and f"each of its {what} (zero)" in text
 
 
+def test_where_nothing_changes_nothing_is_red():
+    from minivit.cli.ablate import around_zero
+
+    assert around_zero(torch.zeros(2, 3)) == (-1, 1) and around_zero(torch.tensor([-3.0, 2.0])) == (-3, 3)
+
+
 def test_ablate_of_named_parts(look, photo):
     options = ["--heads", "1.2,0.1", "--mlps", "2", "--tokens", "cls,(2,4)", "--class", "label 1"]
     code, text, talk, model = look("ablate", photo, *options, "--json")
@@ -262,7 +268,8 @@ def test_heads_goes_on_past_what_is_no_picture(look, photo, tmp_path):
         (["ablate", "PHOTO", "--mlps", "9"], "vit", "no block 9"),
         (["ablate", "PHOTO", "--tokens", "dist"], "vit", "no token dist"),
         (["ablate", "PHOTO", "--tokens", "sep"], "vit", "'sep' is no token"),
-        (["ablate", "PHOTO", "--tokens", "heads=1"], "vit", "names no token"),
+        (["ablate", "PHOTO", "--tokens", "heads=1"], "vit", "must name tokens and nothing else"),
+        (["ablate", "PHOTO", "--tokens", "cls;heads=1"], "vit", "must name tokens and nothing else"),
         (["ablate", "PHOTO", "--scan", "heads", "-o", "missing/x.png"], "vit", "cannot be written"),
         (["heads", "PHOTO", "-o", "heads.svg"], "vit", "must end in .csv or .png"),
     ],

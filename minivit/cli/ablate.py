@@ -89,10 +89,10 @@ def token_list(text: str) -> list[Any]:
     """Tokens in the spelling of `minivit trace --keep 'name[...]'`."""
     from minivit.study.keep import read_pattern
 
-    tokens = read_pattern(f"embed.tokens[{text}]")[1].tokens
-    if tokens is None:
-        raise UsageError(f"--tokens {text!r} names no token, such as cls, 5 or '(3,7)'")
-    return list(tokens)
+    pick = read_pattern(f"embed.tokens[{text}]")[1]
+    if pick.tokens is None or pick.heads is not None:
+        raise UsageError(f"--tokens {text!r} must name tokens and nothing else, such as cls,5 or '(3,7)'")
+    return list(pick.tokens)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -175,7 +175,7 @@ def scan_text(model: ViT, result: dict[str, Tensor], target: int, args: argparse
     if args.scan == "patches":
         from minivit import viz
 
-        picture = viz.maps.image_from_rgb(viz.colourise(unit_around_zero(change), COLOURS))
+        picture = viz.maps.image_from_rgb(viz.colourise(viz.to_unit(change, *around_zero(change))[0], COLOURS))
         lines += [
             show(picture, -change, columns=2 * change.shape[1]),
             "full, or red: the logit falls without this patch",
@@ -193,12 +193,10 @@ def scan_text(model: ViT, result: dict[str, Tensor], target: int, args: argparse
     return "\n".join([*lines, "strongest: " + ", ".join(f"{name} {float(x):+.3f}" for name, x in strongest)])
 
 
-def unit_around_zero(values: Tensor) -> Tensor:
-    """Values as 0 to 1 with 0 in the middle, for colours that have white there."""
-    from minivit import viz
-
+def around_zero(values: Tensor) -> tuple[float, float]:
+    """The numbers of the first and last colour, so that white is 0."""
     most = float(values.abs().max()) or 1.0
-    return viz.to_unit(values, -most, most)[0]
+    return -most, most
 
 
 def draw_scan(
@@ -212,16 +210,8 @@ def draw_scan(
     whole = f"{printable(model.name or 'the model')}, logit {float(result['logit']):.3f}"
     title = f"{what_of(model, target, args)}\n{whole}; red: it falls without it"
     if args.scan == "patches":
-        most = float(change.abs().max())
-        return viz.overlay(
-            photo,
-            change,
-            box=seen_box(photo.size, spec),
-            colours=COLOURS,
-            bounds=(-most, most),
-            opacity=0.5,
-            title=title,
-        )
+        box, bounds = seen_box(photo.size, spec), around_zero(change)
+        return viz.overlay(photo, change, box=box, colours=COLOURS, bounds=bounds, title=title)
     table = change if change.ndim == 2 else change[:, None]
     names = [f"head {a}" for a in range(change.shape[1])] if args.scan == "heads" else ["mlp"]
     return viz.cells(table, [f"layer {i}" for i in range(len(table))], names, colours=COLOURS, title=title)

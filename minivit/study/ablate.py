@@ -141,8 +141,8 @@ def patched(model: ViT, source: Trace, names: Iterable[str] | None = None) -> It
 
     `source = trace(model, other, keep=["blocks.4.resid_post[cls]", "blocks.3.attn.mix[heads=2]"])`, then
     `with study.patched(model, source): model(pixels)`: everything else comes from `pixels` (Meng et al. 2022,
-    arXiv:2202.05262, section 2; Zhang & Nanda 2023, arXiv:2309.16042, on what it shows). The answer that comes back
-    to the other picture's is the share those places have in it.
+    arXiv:2202.05262, section 2; Zhang & Nanda 2023, arXiv:2309.16042, on what it shows). How
+    far the answer moves towards the other picture's is what those places carry.
 
     Args:
         source: of one picture, which is put into each of a batch, or of as many as the batch has.
