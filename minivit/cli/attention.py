@@ -251,6 +251,7 @@ def score(model: ViT, pixels_BCHW: Tensor, maps: Maps, asked: str | None) -> dic
     areas = {"deletion": curves.deletion.tolist(), "insertion": curves.insertion.tolist()}
     return {
         "class": target,
+        "label": model.labels[target] if model.labels and target is not None else None,
         **{kind: {"map": mine, "random": sum(others) / len(others)} for kind, (mine, *others) in areas.items()},
         "steps": len(curves.shares) - 1,
         "replacement": "mean",
@@ -262,7 +263,8 @@ def score_line(score: dict[str, Any]) -> str:
     parts = [
         f"{kind} {score[kind]['map']:.3f} (random {score[kind]['random']:.3f})" for kind in ("deletion", "insertion")
     ]
-    return f"{', '.join(parts)}, in {score['steps']} steps"
+    name = "" if score["class"] is None else f" of {printable(score['label'] or 'class')} ({score['class']})"
+    return f"{', '.join(parts)}{name}, in {score['steps']} steps"
 
 
 def find_class(model: ViT, pixels_BCHW: Tensor, asked: str | None) -> int:

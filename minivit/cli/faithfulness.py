@@ -98,10 +98,13 @@ def run(args: argparse.Namespace) -> int:
     if folder and args.box:
         raise UsageError("--box says where a thing is in one picture, not in a folder of them")
     model = load_model(args)
-    photos, failed = [], 0
+    names: list[str] = []
+    pixels: list[Tensor] = []
+    failed = 0
     for name in [name for name, _ in find_pictures([args.image], recursive=False)] if folder else [args.image]:
         try:
             photo, notes = open_photo(name)
+            pixels.append(pixels_for(model, photo)[0])
         except ImageError as error:
             if not folder:
                 raise
@@ -109,19 +112,29 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             continue
         say_notes(name, notes)
-        photos.append((name, photo))
-    if not photos:
-        raise UsageError(f"{args.image}: no pictures to look at")
-    report, curves = judge(model, photos, args)
+        names.append(name)
+    if not names:
+        say(f"{printable(args.image)}: no picture in it can be read")
+        return 3
+    report, maps_BMhw, curves = judge(model, names, pixels, photo.size, args)
     if args.out:
         with writing(args.out):
-            draw(report, curves, photos, model, args).save(args.out)
+            draw(report, maps_BMhw, curves, None if folder else photo, model).save(args.out)
     print(json.dumps(report) if args.json else text(report))
     return 3 if failed else 0
 
 
-def judge(model: ViT, photos: list[tuple[str, Image.Image]], args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
-    """Everything the table says, JSON-ready, and the study.Curves of every picture: methods, centre, random maps."""
+def judge(
+    model: ViT, names: list[str], pixels: list[Tensor], size: tuple[int, int], args: argparse.Namespace
+) -> tuple[dict[str, Any], Tensor, list[Any]]:
+    """Everything the table says, JSON-ready; the maps (B, M, h, w); the study.Curves of every picture.
+
+    The curves are of M methods, of the centre, and of the random maps, in this order.
+
+    Args:
+        pixels: (1, C, H, W) of every picture.
+        size: (width, height) of the last picture, whose box is asked for.
+    """
     import torch
 
     from minivit import study
@@ -129,13 +142,12 @@ def judge(model: ViT, photos: list[tuple[str, Image.Image]], args: argparse.Name
     from minivit.preprocess import box_on_grid
     from minivit.study.faithfulness import STAGES, SURVIVES
 
-    pixels = [pixels_for(model, photo)[0] for _, photo in photos]
     layout = model.layout_of(pixels[0])
     if args.steps and args.steps > layout.patches:
         raise UsageError(f"--steps {args.steps}: {model.name} reads {layout.patches} patches, so at most as many steps")
     where = None
     if args.box:
-        where = box_on_grid(args.box, photos[0][1].size, image_spec_of(model), layout.grid)
+        where = box_on_grid(args.box, size, image_spec_of(model), layout.grid)
     targets = [target_of(model, pixels_1CHW, getattr(args, "class")) for pixels_1CHW in pixels]
     first, left_out = first_maps(model, pixels[0], targets[0], args.methods)
 
@@ -190,14 +202,14 @@ def judge(model: ViT, photos: list[tuple[str, Image.Image]], args: argparse.Name
         "seed": args.seed,
     }
     pictures = []
-    for i, (name, _) in enumerate(photos):
-        record: dict[str, Any] = {"path": name, "class": class_of(model, pixels[i], targets[i])}
+    for i, path in enumerate(names):
+        record: dict[str, Any] = {"path": path, "class": class_of(model, pixels[i], targets[i])}
         lines = {kind: getattr(curves[i], f"{kind}_curves")[: len(first)].tolist() for kind in AREAS}
         drawn = {name: {kind: lines[kind][m] for kind in AREAS} for m, name in enumerate(first)}
         pictures.append({**record, **scores(slice(i, i + 1)), "curves": drawn})
     boxed = {"box": args.box, "box_share": float(study.box_cover(where, layout.grid).mean())} if where else {}
     report = {"schema": SCHEMA, **about, **how, **boxed, "shares": curves[0].shares.tolist(), "fails_above": SURVIVES}
-    return {**report, "left_out": left_out, **scores(slice(None)), "pictures": pictures}, (maps_BMhw, curves)
+    return {**report, "left_out": left_out, **scores(slice(None)), "pictures": pictures}, maps_BMhw, curves
 
 
 AREAS = ("deletion", "insertion")
@@ -317,7 +329,7 @@ def table(rows: list[list[str]]) -> list[str]:
 
 
 def draw(
-    report: dict[str, Any], seen: Any, photos: list[tuple[str, Image.Image]], model: ViT, args: argparse.Namespace
+    report: dict[str, Any], maps_BMhw: Tensor, curves: list[Any], photo: Image.Image | None, model: ViT
 ) -> Image.Image:
     """A tile for every method: its map over the photo where there is one photo, its curves, its areas."""
     import torch
@@ -326,19 +338,17 @@ def draw(
     from minivit.predict import image_spec_of
     from minivit.preprocess import seen_box
 
-    maps_BMhw, curves = seen
-    names = list(report["methods"])
+    names, pictures = list(report["methods"]), report["pictures"]
     deletion, insertion = (torch.stack([getattr(c, f"{kind}_curves") for c in curves]).mean(dim=0) for kind in AREAS)
     painted = []
-    if len(photos) == 1:
-        photo = photos[0][1]
+    if photo:
         where = seen_box(photo.size, image_spec_of(model))
         painted = [viz.paint(photo, values, box=where) for values in maps_BMhw[0]]
     count = len(names)
-    found = report["pictures"][0]["class"]
-    title = f"{len(photos)} pictures" if len(photos) > 1 else printable(Path(photos[0][0]).name)
-    title += f", {class_name(model, found['index'])}" if found and len(photos) == 1 else ""
-    title += f": {model.name}, patches replaced by {args.replacement}, {report['steps']} steps"
+    found = pictures[0]["class"]
+    title = printable(Path(pictures[0]["path"]).name) if photo else f"{len(pictures)} pictures"
+    title += f", {class_name(model, found['index'])}" if found and photo else ""
+    title += f": {model.name}, patches replaced by {report['replacement']}, {report['steps']} steps"
     return viz.curve_sheet(
         names,
         curves[0].shares,

@@ -570,13 +570,9 @@ def _token_hypotheses(model: ViT) -> Iterator[Hypothesis]:
         prefix = positions.shape[1] - patches.shape[1]
         first, rest = positions.split([prefix, patches.shape[1]], dim=1)
         rows, columns = config.layout.grid
-        if rows * columns != patches.shape[1]:
-            return none(tokens, patches, positions)
-        rest = rest.unflatten(1, (columns, rows)).transpose(1, 2).flatten(1, 2)
-        pieces = [
-            token + part for token, part in zip(tokens, first.split([t.shape[1] for t in tokens], 1), strict=True)
-        ]
-        return [*pieces, patches + rest]
+        if rows * columns == patches.shape[1]:
+            rest = rest.unflatten(1, (columns, rows)).transpose(1, 2).flatten(1, 2)
+        return [torch.cat(tokens, dim=1) + first if tokens else first, patches + rest]
 
     if config.positions != "rope":
         for says, arrange in (
