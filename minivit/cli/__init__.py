@@ -9,11 +9,24 @@ import warnings
 from collections.abc import Sequence
 
 from minivit import __version__
-from minivit.cli import attention, bench, classify, convert, evaluate, info, models, preprocess, trace, train, verify
+from minivit.cli import (
+    attention,
+    bench,
+    classify,
+    convert,
+    evaluate,
+    explore,
+    info,
+    models,
+    preprocess,
+    trace,
+    train,
+    verify,
+)
 from minivit.cli.console import say
 from minivit.errors import MinivitError
 
-COMMANDS = (classify, attention, trace, preprocess, info, models, verify, convert, train, evaluate, bench)
+COMMANDS = (classify, explore, attention, trace, preprocess, info, models, verify, convert, train, evaluate, bench)
 
 EXIT_CODES = """exit codes:
   0 good   1 unexpected failure or a failed check   2 usage   3 some inputs failed, the others were written

@@ -176,7 +176,7 @@ def compute(model: ViT, pixels_BCHW: Tensor, method: str, settings: dict[str, An
     """The maps of one picture."""
     from minivit import study
 
-    config, layout = model.config, model.config.layout
+    config, layout = model.config, model.layout_of(pixels_BCHW)
     title = [f"{method} of {printable(model.name or 'the model')}"]
     if "class" in METHODS[method][0]:
         target = find_class(model, pixels_BCHW, settings.get("class"))

@@ -1,21 +1,32 @@
 """Look inside: tensors in, tensors out. Nothing here draws, and nothing changes what the model computes."""
 
 from minivit.study.attention import attention_map, fuse_heads, query_weights, rollout, rollout_matrix
+from minivit.study.explore import Exploration, explore
 from minivit.study.heads import attention_distance, attention_entropy, attention_mass, head_statistics
 from minivit.study.lens import divergence, lens
 from minivit.study.names import ALIASES, from_alias, step_names, to_alias
-from minivit.study.relevance import grad_rollout, input_gradients, integrated_gradients, legrad, per_patch, relevance
+from minivit.study.relevance import (
+    grad_rollout,
+    input_gradients,
+    integrated_gradients,
+    legrad,
+    per_patch,
+    relevance,
+    relevance_by_start,
+)
 from minivit.study.tokens import norms, patch_filters, pca, position_similarity, similarity
 from minivit.study.trace import Trace, trace
 
 __all__ = [
     "ALIASES",
+    "Exploration",
     "Trace",
     "attention_distance",
     "attention_entropy",
     "attention_map",
     "attention_mass",
     "divergence",
+    "explore",
     "from_alias",
     "fuse_heads",
     "grad_rollout",
@@ -31,6 +42,7 @@ __all__ = [
     "position_similarity",
     "query_weights",
     "relevance",
+    "relevance_by_start",
     "rollout",
     "rollout_matrix",
     "similarity",

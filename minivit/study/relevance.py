@@ -7,7 +7,7 @@ afterwards. The logits of that run differ from the kernel's by rounding only. No
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import cast
 
@@ -51,9 +51,9 @@ def grad_rollout(
     """
     if not 0 <= residual <= 1:
         raise UsageError(f"residual is {residual}; it is a share, from 0 to 1")
-    layout = model.config.layout
+    layout = model.layout_of(pixels_BCHW)
     probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer)
-    row_BN = _start(model.config, query, probs[-1])
+    row_BN = _start(model.config, layout, query, probs[-1])
     for probs_BANN, grads_BANN in zip(reversed(probs), reversed(grads), strict=True):
         weighed_BNN = fuse_heads(probs_BANN * grads_BANN, fusion).clamp(min=0)
         mixed_BNN = (1 - residual) * weighed_BNN + residual * torch.eye(layout.count).to(weighed_BNN)
@@ -80,12 +80,47 @@ def relevance(
     Raises:
         UsageError: a model without a head, or no such class, layer or token.
     """
+    layout = model.layout_of(pixels_BCHW)
     probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer)
-    row_BN = _start(model.config, query, probs[-1])
+    row_BN = _start(model.config, layout, query, probs[-1])
+    return layout.to_grid(_carried(row_BN, probs, grads)[0])
+
+
+def relevance_by_start(
+    model: ViT, pixels_BCHW: Tensor, targets: Sequence[int], *, query: Query | None = None
+) -> Tensor:
+    """`relevance` of several classes and from every first layer: (targets, layers, B, h, w).
+
+    One forward, and one backward for each class; `result[t, s]` is relevance(target=targets[t], start_layer=s).
+
+    Args:
+        targets: classes, each for all pictures.
+        query: as `query_weights`; None is what the head reads.
+
+    Raises:
+        UsageError: a model without a head, or no such class or token.
+    """
+    layout = model.layout_of(pixels_BCHW)
+    with _attention_in_graph(model, pixels_BCHW, 0) as probs:
+        logits_BL = model(pixels_BCHW)
+        row_BN = _start(model.config, layout, query, probs[-1])
+        found = []
+        for target in targets:
+            score = _picked(logits_BL, _classes(model, logits_BL, target)).sum()
+            grads = torch.autograd.grad(score, probs, retain_graph=True)
+            rows = _carried(row_BN, [probs_BANM.detach() for probs_BANM in probs], list(grads))
+            found.append(torch.stack([layout.to_grid(row) for row in rows]))
+    return torch.stack(found)
+
+
+def _carried(row_BN: Tensor, probs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    """A row of relevance carried down from the last layer, as it is after each: the first layer's stands first."""
+    rows = []
     for probs_BANN, grads_BANN in zip(reversed(probs), reversed(grads), strict=True):
         relevance_BNN = (probs_BANN * grads_BANN).clamp(min=0).mean(dim=1)
         row_BN = row_BN + (row_BN[:, None] @ relevance_BNN)[:, 0]
-    return model.config.layout.to_grid(row_BN)
+        rows.append(row_BN)
+    return rows[::-1]
 
 
 def legrad(
@@ -116,7 +151,8 @@ def legrad(
             stack.callback(handle.remove)
         logits_BL = model(pixels_BCHW)
         classes_B = _classes(model, logits_BL, target)
-        total_BM = torch.zeros(len(pixels_BCHW), model.config.layout.count).to(logits_BL)
+        layout = model.layout_of(pixels_BCHW)
+        total_BM = torch.zeros(len(pixels_BCHW), layout.count).to(logits_BL)
         for tokens_BND, probs_BANM in zip(layers, probs, strict=True):
             if pool == "mean":
                 # Every token becomes the mean, so that whatever the head picks it reads the mean.
@@ -126,7 +162,7 @@ def legrad(
             score = _picked(model.answer(tokens_BND), classes_B).sum()
             (grad_BANM,) = torch.autograd.grad(score, probs_BANM, retain_graph=True)
             total_BM += grad_BANM.clamp(min=0).mean(dim=(1, 2))
-    return model.config.layout.to_grid(total_BM / len(layers))
+    return layout.to_grid(total_BM / len(layers))
 
 
 def input_gradients(model: ViT, pixels_BCHW: Tensor, *, target: Target = None) -> Tensor:
@@ -197,8 +233,7 @@ def _attention_in_graph(model: ViT, pixels_BCHW: Tensor, start_layer: int) -> It
     _check_head(model)
     if not 0 <= start_layer < model.config.depth:
         raise UsageError(f"start_layer is {start_layer}; there are layers 0 to {model.config.depth - 1}")
-    if tuple(pixels_BCHW.shape[2:]) != model.config.image_size:
-        model.layout_of(pixels_BCHW)  # says so
+    model.layout_of(pixels_BCHW)  # refuses a size the model does not take
     probs: list[Tensor] = []
 
     def wrap(_: Attend) -> Attend:
@@ -229,9 +264,8 @@ def _probs_and_grads(
     return [probs_BANM.detach() for probs_BANM in probs], list(grads)
 
 
-def _start(config: ViTConfig, query: Query | None, like_BANM: Tensor) -> Tensor:
+def _start(config: ViTConfig, layout: TokenLayout, query: Query | None, like_BANM: Tensor) -> Tensor:
     """Every picture's first row (B, N): the query, or what the head reads."""
-    layout = config.layout
     read = {"cls": ["cls"], "mean": ["mean"], "cls&dist": ["cls", "dist"], "cls+mean": ["cls", "mean"]}
     if query is None and config.pooling not in read:
         raise UsageError(f"what pooling {config.pooling!r} reads is no token; give a query")
