@@ -56,6 +56,7 @@ function update() {
   $("image").classList.toggle("grey", state.opacity > 0);
   showRing($("chosen"), VIEWS[state.view].follows(HOME) && looker() !== POOLED ? looker() : null);
   showRing($("pointed"), state.pointed);
+  for (const ring of marks) showRing(ring, state.pointed ?? (state.kept ? state.token : null));
   writeLegend(map);
   writeChips(map);
   const told = state.pointed ?? (view.follows(HOME) ? looker() : null);
@@ -118,9 +119,11 @@ let chips;
 function writeChips(map) {
   for (const { token, button, swatch, value } of chips) {
     const known = map.prefix && token < PREFIX;
+    swatch.hidden = !known;
     swatch.style.background = known ? rampColour(map.prefix[token], map.low, map.high) : "transparent";
     value.textContent = known ? number(map.prefix[token]) : (map.names?.[token] ?? "");
     button.setAttribute("aria-pressed", String(VIEWS[state.view].follows(token) && looker() === token));
+    button.disabled = !VIEWS[state.view].follows(token);
     button.hidden = token === POOLED && state.view !== "lens";
   }
 }
@@ -168,10 +171,8 @@ function buildPhoto() {
   photo.addEventListener("keydown", byKey);
   photo.addEventListener("blur", () => point(null));
   photo.setAttribute("aria-label", `Patches in ${ROWS} rows and ${COLUMNS} columns`);
-  const touch = matchMedia("(hover: none)").matches;
-  $("photo-help").textContent = touch
-    ? "Touch a patch to keep it, touch it again to let go."
-    : "Point to look, click to keep. Keys: arrows, Enter keeps, Escape lets go, [ and ] change the block.";
+  $("photo-help").textContent =
+    "Point to look, click or tap to keep. Keys: arrows move, Enter keeps, Escape lets go, [ and ] change the block.";
 }
 
 function byKey(event) {

@@ -136,10 +136,10 @@ function shortName(index) {
 
 /** Three digits that count, as a person writes them. */
 function number(value) {
-  if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 99999.5 || size < 0.0001) return value.toExponential(2).replace("e-", "e\u2212").replace("e+", "e");
-  return String(Number(value.toPrecision(3)));
+  if (size >= 1e6 || (size < 1e-6 && value !== 0)) return value.toExponential(2).replace("e-", "e\u2212").replace("e+", "e");
+  const decimals = size > 0 ? Math.max(0, 2 - Math.floor(Math.log10(size))) : 0;
+  return Number(value.toPrecision(3)).toFixed(Math.min(decimals, 9)).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
 }
 
 function percent(share) {

@@ -16,8 +16,8 @@ const RAMP = (() => {
   return colours;
 })();
 
-// Okabe and Ito 2008, told apart by all eyes, and a grey for all the rest.
-const KINDS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442"];
+// Okabe and Ito 2008, told apart by all eyes, with two of Tol's behind them, and a grey for all the rest.
+const KINDS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#882255", "#999933"];
 const REST = "#8b8894";
 
 /** A number of 0 to 1 as the place of its colour in the ramp. */

@@ -67,10 +67,11 @@ class Thumbs {
     this.order = Array.from({ length: rows }, () => Array.from({ length: columns }, (_, c) => c));
     this.root = h("div", { className: "thumbs", role: "group", "aria-label": name });
     this.root.style.setProperty("--columns", columns);
+    this.root.style.setProperty("--rows", rows);
     this.root.classList.toggle("headed", Boolean(columnName && rowName));
     this.heads = [];
     if (columnName && rowName) {
-      this.root.append(h("span"));
+      this.root.append(h("span", { className: "head" }));
       this.heads = Array.from({ length: columns }, (_, c) => h("span", { className: "head" }, columnName(c)));
       this.root.append(...this.heads);
     }
@@ -80,7 +81,11 @@ class Thumbs {
         const bar = h("span", { className: "bar" });
         const tag = h("span", { className: "tag" }, columnName ? columnName(c) : "");
         const button = h("button", { type: "button", tabIndex: -1 }, canvas, bar, tag);
-        button.addEventListener("click", () => pick(r, c));
+        button.addEventListener("click", () => {
+          pick(r, c);
+          // Where the large map stands above instead of beside, it comes into sight.
+          if (matchMedia("(max-width: 900px)").matches) document.getElementById("photo").scrollIntoView({ block: "center" });
+        });
         button.addEventListener("keydown", (event) => this.move(event, r, c));
         return { button, canvas, bar };
       }),

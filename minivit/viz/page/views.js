@@ -83,7 +83,7 @@ const attentionView = {
     const order = (b) => [...tensors[state.mark].at(b).keys()].sort((i, j) => values.at(b, i) - values.at(b, j));
     this.thumbs.sort(state.sorted ? Array.from({ length: about.depth }, (_, b) => order(b)) : null);
     this.markText.textContent = {
-      none: "Rows are blocks, columns heads. Choose one to see it over the photo.",
+      none: `Rows are blocks, columns heads. Choose one to see it over the photo.${about.maps === "all" ? "" : " This page keeps what the tokens in front attend to; patches can be read, but not asked."}`,
       distance: `Bar: mean distance in pixels from a patch to what it attends to; the longest is ${number(most)}.`,
       entropy: `Bar: mean entropy of a row in nats, 0 looks at one token, ln ${TOKENS} = ${number(Math.log(TOKENS))} at all alike; the longest is ${number(most)}.`,
     }[state.mark];
@@ -162,24 +162,23 @@ const attentionView = {
 
   note(map) {
     const query = looker();
-    const prefix = sum(map.prefix);
     const of = Array.from(map.prefix, (p, i) => `${tokenName(i)} ${number(p)}`);
     const best = strongest(map.values) + PREFIX;
-    const total = state.head === "max" ? "" : ` = ${number(prefix + sum(map.values))}`;
-    const about2 = about.packing.kind === "maps"
+    const total = state.head === "max" ? "" : " \u2248 1"; // but for the packing, exactly
+    const packing = about.packing.kind === "maps"
       ? `Probabilities are kept in one byte each and are off by at most ${percent(about.error)} of themselves; below 0.0000163 they are 0.`
       : `Made here from queries and keys of 14 bits; off by at most ${percent(about.error)} of themselves.`;
     return {
       what: `How much ${tokenName(query)} reads from every token in block ${state.block}, ${this.headText()}.`,
       equation: `softmax(q \u00b7 k\u1d40 / \u221a${about.headDim}):   ${[...of, `${PATCHES} patches ${number(sum(map.values))}`].join(" + ")}${total}`,
-      live: `Most goes to ${tokenName(best)}: ${number(map.row[best])}, ${number(map.row[best] * TOKENS)} times an even share of 1/${TOKENS} = ${number(1 / TOKENS)}. ${about2}`,
+      live: `Most goes to ${tokenName(best)}: ${number(map.row[best])}, ${number(map.row[best] * TOKENS)} times an even share of 1/${TOKENS} = ${number(1 / TOKENS)}. ${packing}`,
       not: "whether it mattered. What is read is the token's value, which may be near zero, and by a late block every token holds something of the whole picture.",
     };
   },
 
   read(token, map) {
     const query = looker();
-    if (token === query && !state.kept) {
+    if (state.pointed === null || (token === query && !state.kept)) {
       const best = strongest(map.row);
       return `${tokenName(query)} gives most to ${tokenName(best)}: ${number(map.row[best])}, and itself ${number(map.row[query])}`;
     }
@@ -389,7 +388,7 @@ const lensView = {
   kinds(labels) {
     const counts = new Map();
     for (const label of labels) counts.set(label, (counts.get(label) ?? 0) + 1);
-    const free = KINDS.filter((_, i) => !counts.has(about.best[i]));
+    const free = KINDS.slice(about.best.length);
     const sorted = [...counts].sort((a, b) => b[1] - a[1]);
     const kinds = [];
     for (const [label, count] of sorted) {

@@ -31,9 +31,9 @@ function stages() {
       not: "what the network reads. That is the next step, and often much less.",
     },
     {
-      name: "What the network sees",
+      name: "Network sees",
       shape: times(channels, height, width),
-      picture: () => h("img", { src: about.seen, alt: "", className: "pixels" }),
+      picture: () => ringed(h("img", { src: about.seen, alt: "", className: "pixels" })),
       what: "Resized, cropped and normalised as the checkpoint's own files say; shown here with the normalisation undone.",
       equation: "x = (level / 255 \u2212 mean) / std, for each colour",
       live: about.preprocessing,
@@ -51,11 +51,12 @@ function stages() {
     {
       name: "Tokens",
       shape: times(TOKENS, D),
+      detail: sum,
       picture: tokensPicture,
       what: PREFIX
         ? "Learned tokens that are no patches are put in front, and every token is told its position by a vector added to it."
         : "Every token is told its position by a vector added to it.",
-      equation: sum,
+      equation: `x = ${PREFIX ? "[tokens in front, patches]" : "patches"} + positions,   ${sum}`,
       live: `${[...prefix, `${PATCHES} patches`].join(", ")}; colours are the tokens' three principal components.`,
       not: PREFIX
         ? "what the tokens in front mean: they are the same numbers for every picture until the first block."
@@ -112,14 +113,26 @@ function patchesPicture() {
       }
     }
   });
-  return canvas;
+  return ringed(canvas);
 }
+
+/** A picture of the patches, in which the patch that is looked at is marked. */
+function ringed(picture) {
+  const ring = h("span", { className: "ring mark", hidden: true });
+  marks.push(ring);
+  const root = h("span", { className: "ringed" }, picture, ring);
+  root.style.setProperty("--across", `${100 / COLUMNS}%`);
+  root.style.setProperty("--down", `${100 / ROWS}%`);
+  return root;
+}
+
+const marks = [];
 
 function tokensPicture() {
   const canvas = h("canvas", { className: "pixels", "aria-hidden": "true" });
   paintMap(canvas, { rgb: componentColours(tensors.pca.at(0)) });
   const front = Array.from({ length: PREFIX }, () => h("i"));
-  return h("span", { className: "tokens" }, h("span", { className: "front" }, ...front), canvas);
+  return h("span", { className: "tokens" }, h("span", { className: "front" }, ...front), ringed(canvas));
 }
 
 function blocksPicture() {
@@ -133,7 +146,7 @@ function headPicture() {
 }
 
 function labelsPicture() {
-  const rows = about.best.slice(0, 4).map((c, t) =>
+  const rows = about.best.slice(0, 3).map((c, t) =>
     h("span", {}, h("i", { style: { "--share": tensors.scores.at(t).toFixed(4) } }), h("b", {}, shortName(c))),
   );
   return h("span", { className: "labels-picture" }, ...rows);
@@ -152,6 +165,7 @@ function buildWay() {
       h("span", { className: "picture" }, stage.picture()),
       h("span", { className: "stage-name" }, stage.name),
       h("span", { className: "shape" }, stage.shape),
+      ...(stage.detail ? [h("span", { className: "shape" }, stage.detail)] : []),
     );
     button.addEventListener("click", () => show(stage));
     return button;
