@@ -15,7 +15,7 @@ from minivit.study.attention import rollout
 from minivit.study.heads import attention_distance, attention_entropy
 from minivit.study.lens import lens
 from minivit.study.relevance import relevance_by_start
-from minivit.study.tokens import norms, pca
+from minivit.study.tokens import pca
 from minivit.study.trace import Trace, trace
 
 
@@ -62,17 +62,15 @@ def explore(model: ViT, pixels_BCHW: Tensor, *, top_k: int = 5, labels: int = 3)
         raise ShapeError(f"{len(pixels_BCHW)} pictures; the explorer shows one")
     config, layout = model.config, model.layout_of(pixels_BCHW)
     streams = ["embed.tokens", *(f"blocks.{i}.resid_post" for i in range(config.depth))]
-    kept = trace(model, pixels_BCHW, keep=[*streams, "blocks.*.q", "blocks.*.k", "logits"], limit=None)
+    kept = trace(model, pixels_BCHW, keep=[*streams, "blocks.*.q", "blocks.*.k"], limit=None)
     distances, entropies, fused = [], [], []
     for probs_BANM in kept.attention:
         distances.append(attention_distance(probs_BANM, layout, config.patch_size)[0])
         entropies.append(attention_entropy(probs_BANM)[0])
         fused.append(probs_BANM.mean(dim=1, keepdim=True))  # what rollout reads of a layer, A times smaller
     rollouts = [rollout(fused, layout, start_layer=start)[0] for start in range(config.depth)]
-    patches = [layout.to_grid(kept[name])[0].flatten(0, 1).float() for name in streams]
     components = [pca(kept[name], layout)[0] for name in streams]
-    shares = [(c.float().square().sum() / (x - x.mean(dim=0)).square().sum().clamp(min=1e-30)) for c, x in
-              zip(components, patches, strict=True)]  # fmt: skip
+    shares = [_share(part, layout.to_grid(kept[name])[0]) for part, name in zip(components, streams, strict=True)]
     return Exploration(
         config=config,
         layout=layout,
@@ -91,7 +89,9 @@ def _of_the_head(
     model: ViT, pixels_BCHW: Tensor, kept: Trace, streams: Sequence[str], top_k: int, labels: int
 ) -> dict[str, Tensor]:
     """What only a model with a head has to show."""
-    scores_T, best_T = kept["logits"][0].double().softmax(dim=-1).topk(min(top_k, model.config.classes))
+    classes = model.config.classes
+    logits_L = lens(model, [kept[streams[-1]]])[0, 0, 0]  # of the last block the model's own answer, to the last bit
+    scores_T, best_T = logits_L.double().softmax(dim=-1).topk(min(top_k, classes))
     query = "mean" if model.config.pooling == "map" else None
     relevance_TLBhw = relevance_by_start(model, pixels_BCHW, best_T.tolist(), query=query)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -100,7 +100,7 @@ def _of_the_head(
             tokens_LR = lens(model, [kept[name]], rows=range(kept.layout.count))[0, 0]
             head_L1 = lens(model, [kept[name]])[0, 0]
             probs_NL = torch.cat([tokens_LR, head_L1]).float().softmax(dim=-1)
-            strongest = probs_NL.topk(min(labels, model.config.classes))
+            strongest = probs_NL.topk(min(labels, classes))
             found.append((probs_NL[:, best_T], strongest.indices, strongest.values))
     lens_SNT, lens_labels_SNJ, lens_scores_SNJ = (torch.stack(parts).cpu() for parts in zip(*found, strict=True))
     return {
@@ -111,6 +111,12 @@ def _of_the_head(
         "lens_labels_SNJ": lens_labels_SNJ,
         "lens_scores_SNJ": lens_scores_SNJ,
     }
+
+
+def _share(components_hwc: Tensor, tokens_hwD: Tensor) -> Tensor:
+    """Of the variance between patches, what some of their principal components hold."""
+    centred_hwD = tokens_hwD.float() - tokens_hwD.float().mean(dim=(0, 1))
+    return components_hwc.float().square().sum() / centred_hwD.square().sum().clamp(min=1e-30)
 
 
 def _plain(parts: Sequence[Tensor]) -> Tensor:

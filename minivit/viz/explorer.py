@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from io import BytesIO
 from string import Template
-from typing import Any
 
 import torch
 from PIL import Image
@@ -170,7 +169,7 @@ def _maps(exploration: Exploration, queries: int) -> tuple[Iterator[bytes], dict
 
 
 def _queries_and_keys(exploration: Exploration, queries: int) -> tuple[Iterator[bytes], dict[str, Tensor]]:
-    """Every block's q (A, queries, K) and k (A, N, K) as two planes of bytes, low and high; and what undoes the packing.
+    """Every block's q (A, queries, K) and k (A, N, K) as two planes of bytes, low and high, and what undoes it.
 
     `factor` (depth, A) turns the product of a packed query and key into a score. `error` is a bound of the relative
     error of every probability: where no score is off by more than e, no softmax is by more than exp(2 e) - 1.

@@ -275,7 +275,6 @@ async function save() {
 async function start() {
   tensors = await readTensors();
   attention = new Attention(tensors.factor);
-  attention.complete = false;
   await attention.load(state.block);
   $("title").textContent = about.title;
   $("about").textContent = [about.model, about.revision && about.revision.slice(0, 12),
@@ -293,9 +292,6 @@ async function start() {
     await attention.load(block);
     if (block === state.block) update();
   }
-  attention.complete = true;
-  attentionView.drawn = null;
-  update();
   performance.mark("minivit:ready");
   document.documentElement.dataset.ready = "true";
 }

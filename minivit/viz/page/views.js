@@ -107,6 +107,7 @@ const attentionView = {
     this.pending = requestAnimationFrame(work);
   },
 
+  /** One head at a time; at the end the greatest probability of all, which ends the shared scale, is known. */
   *steps(query) {
     const one = (b, a) => this.rows[b * about.heads + a];
     const show = (b, a, high) => this.thumbs.draw(b, a, { values: one(b, a).subarray(PREFIX), low: 0, high });
@@ -121,7 +122,9 @@ const attentionView = {
         yield;
       }
     }
+    this.most = most;
     if (state.scale !== "shared") return;
+    soon(); // the large map has the same scale
     for (let b = 0; b < about.depth; b++) {
       for (let a = 0; a < about.heads; a++) {
         show(b, a, most);
@@ -130,28 +133,16 @@ const attentionView = {
     }
   },
 
-  /** The greatest probability any head of any block gives a patch: the end of the shared scale. */
-  sharedHigh(query) {
-    if (this.sharedOf === query) return this.sharedMost;
-    const row = new Float64Array(TOKENS);
-    let most = 0;
-    for (let b = 0; b < about.depth; b++) {
-      for (let a = 0; a < about.heads; a++) most = Math.max(most, greatest(attention.head(b, a, query, row).subarray(PREFIX)));
-    }
-    [this.sharedOf, this.sharedMost] = [query, most];
-    return most;
-  },
-
   map() {
     const row = attention.row(state.block, state.head, looker());
     const values = row.subarray(PREFIX);
-    const shared = state.scale === "shared" && attention.complete;
+    const shared = state.scale === "shared" && this.most !== undefined;
     return {
       values,
       prefix: row.subarray(0, PREFIX),
       row,
       low: 0,
-      high: shared ? this.sharedHigh(looker()) : greatest(values),
+      high: shared ? this.most : greatest(values),
       unit: shared
         ? "attention probability; one scale for all heads of all blocks"
         : "attention probability; from 0 to the most of this map",
@@ -324,7 +315,7 @@ const lensView = {
   follows: () => true,
 
   build() {
-    this.rows = h("div", { className: "lens", role: "group", "aria-label": "Blocks" });
+    this.rows = h("div", { className: "lens", role: "group", "aria-label": "Top label after every block" });
     this.show = choice("Over the photo", [["labels", "top label of every patch"], ["class", "one class"]], state.lens,
       (lens) => change({ lens }));
     this.classes = h("div", { className: "bars", role: "group", "aria-label": "Class to show" });
@@ -360,7 +351,6 @@ const lensView = {
       const place = about.best.indexOf(top);
       label.style.setProperty("--colour", place < 0 ? REST : (KINDS[place] ?? REST));
       button.setAttribute("aria-pressed", String(s === state.stream));
-      button.setAttribute("aria-label", `${streamName(s)}: ${shortName(top)} ${value.textContent}`);
     });
     if (this.of !== state.best) classBars(this.classes);
     this.of = state.best;
@@ -437,7 +427,7 @@ const tokensView = {
       columnName: (s) => (s ? String(s - 1) : "in"),
       pick: (_, stream) => change({ stream }),
     });
-    for (let s = 0; s <= about.depth; s++) this.thumbs.mark(0, s, null, streamName(s));
+    for (let s = 0; s <= about.depth; s++) this.thumbs.mark(0, s, null, s ? streamName(s) : `in, ${streamName(s)}`);
     return [
       h("div", { className: "controls" }, this.show.root, this.stream.root),
       h("h3", {}, "Before the first block and after each"),
