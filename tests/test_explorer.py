@@ -187,7 +187,7 @@ def test_sizes_of_a_base_model_with_maps_no_packing_makes_smaller():
         lens_SNT=rand(13, 198, 5), lens_labels_SNJ=torch.randint(0, 1000, (13, 198, 3), generator=noise),
         lens_scores_SNJ=rand(13, 198, 3),
     )  # fmt: skip
-    photo = Image.effect_noise((1200, 900), 40).convert("RGB")
+    photo = Image.effect_noise((240, 180), 50).convert("RGB").resize((1200, 900))  # as many bytes as a photo has
     sizes = {
         maps: len(viz.explorer(seen, photo, photo.resize((224, 224)), labels=labels, maps=maps))
         for maps in ("all", "cls")
@@ -196,7 +196,7 @@ def test_sizes_of_a_base_model_with_maps_no_packing_makes_smaller():
 
 
 def test_maps_of_the_class_token_only():
-    page, _, _, seen = page_of("two", maps="cls")
+    page, *_ = page_of("two", maps="cls")
     about, blocks = blocks_of(page)
     assert about["queries"] == 2 and len(blocks["attention-0"]) == 3 * 2 * 17
     with pytest.raises(UsageError, match="this model has none"):
@@ -276,7 +276,8 @@ class Page:
         return self.browser.find_element("css selector", css)
 
     def text(self, css):
-        self.js("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        for _ in range(4):  # a frame for what was asked, one for the small maps, and what follows from those
+            self.js("return new Promise((done) => requestAnimationFrame(() => done()))")
         return self.one(css).text
 
     def point(self, row, column):
@@ -334,12 +335,13 @@ def open_page(browser, tmp_path_factory):
 
 def numbers(text):
     """The numbers of a line, without those of a patch's place."""
-    return [float(n) for n in re.findall(r"(?<![\w(,/])\d+(?:\.\d+)?(?![\w)])", re.sub(r"\(\d+, \d+\)", "", text))]
+    text = re.sub(r"\(\d+, \d+\)", "", text).replace("\u2212", "-")
+    return [float(n) for n in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?!\w|\.\d)", text)]
 
 
-def shown(value, exact, error=0.0):
-    """Whether a number of three digits says what a tensor holds."""
-    return abs(value - exact) <= (error + 0.006) * abs(exact) + 2e-5
+def shown(value, exact, packed=False):
+    """Whether a number of three digits says what a tensor holds, within the packing's error where it is packed."""
+    return abs(value - exact) <= (0.0275 if packed else 0.0051) * abs(exact) + (2**-15.9 if packed else 0)
 
 
 def test_pointing_and_keys_show_the_attention_of_the_tensors(open_page):
@@ -347,7 +349,6 @@ def test_pointing_and_keys_show_the_attention_of_the_tensors(open_page):
 
     page = open_page("two")
     probs = [block[0] for block in page.seen.trace.attention]  # (A, N, N)
-    error = 0.022
 
     def says(block, head, query, target=None):
         row = probs[block][:, query].mean(0) if head == "mean" else (
@@ -356,12 +357,10 @@ def test_pointing_and_keys_show_the_attention_of_the_tensors(open_page):
         name = f"patch ({(query - 2) // 5}, {(query - 2) % 5})" if query >= 2 else ["CLS", "DIST"][query]
         assert text.startswith(name + " gives "), text
         if target is None:
-            assert shown(numbers(text)[0], float(row.max()), error) and shown(
-                numbers(text)[1], float(row[query]), error
-            )
+            assert shown(numbers(text)[0], float(row.max()), True) and shown(numbers(text)[1], float(row[query]), True)
         else:
-            assert shown(numbers(text)[0], float(row[target]), error), (text, float(row[target]))
-            assert shown(numbers(text)[1], float(row[target]) * 17, error)
+            assert shown(numbers(text)[0], float(row[target]), True), (text, float(row[target]))
+            assert shown(numbers(text)[1], float(row[target]) * 17, True)
 
     says(2, "mean", 0)
     page.point(1, 3)
@@ -384,14 +383,14 @@ def test_pointing_and_keys_show_the_attention_of_the_tensors(open_page):
     page.pick(".thumbs.headed button[aria-label^='block 1, head 2']")
     says(1, 2, 2, 6)
     assert page.text("#note .what") == "How much patch (0, 0) reads from every token in block 1, head 2."
-    page.key(Keys.ARROW_LEFT, Keys.ARROW_DOWN, on=".thumbs.headed button[aria-current]")
+    page.key(Keys.ARROW_LEFT, on=".thumbs.headed button[aria-current]")
     assert page.text("#note .what").endswith("in block 1, head 1.")
     page.key(Keys.ARROW_DOWN, on=".thumbs.headed button[aria-current]")
     assert page.text("#note .what").endswith("in block 2, head 1.")
     page.pick(".chip:nth-of-type(2)")
     assert page.text("#note .what").startswith("How much DIST reads")
     values = [float(value.text) for value in page.browser.find_elements("css selector", ".chip .value")]
-    assert all(shown(value, float(probs[2][1, 1, i]), error) for i, value in enumerate(values)) and len(values) == 2
+    assert all(shown(value, float(probs[2][1, 1, i]), True) for i, value in enumerate(values)) and len(values) == 2
     assert page.requests() == [] and page.complaints() == []
 
 
@@ -424,10 +423,10 @@ def test_shared_and_sorted_heads(open_page):
     page = open_page("two")
     most = max(float(block[0, :, 0, 2:].max()) for block in page.seen.trace.attention)
     page.pick("input[value='shared']")
-    assert shown(float(page.text("#legend .ends span:last-child")), most, 0.022)
+    assert shown(float(page.text("#legend .ends span:last-child")), most, True)
     page.pick("input[value='head']")
     own = float(page.seen.trace.attention[2][0, :, 0, 2:].mean(0).max())
-    assert shown(float(page.text("#legend .ends span:last-child")), own, 0.022)
+    assert shown(float(page.text("#legend .ends span:last-child")), own, True)
     for measure, tensor in (("distance", page.seen.distance_LA), ("entropy", page.seen.entropy_LA)):
         page.pick(f"input[value='{measure}']")
         assert shown(numbers(page.text("#mark-text"))[-1], float(tensor.max()))
@@ -457,9 +456,8 @@ def test_rollout_and_relevance_for_every_start_and_class(open_page):
     assert shown(numbers(page.text("#readout"))[0], float(exact[2, 4]))
     rank = 1 + int((exact > exact[2, 4]).sum())
     assert f"rank {rank} of 15" in page.text("#readout")
-    scores = [
-        float(row.text) for row in page.browser.find_elements("css selector", ".pane:not([hidden]) .bar-row .value")
-    ]
+    rows = page.browser.find_elements("css selector", ".pane:not([hidden]) .bar-row .value")
+    scores = [float(row.text) for row in rows]
     assert all(shown(s, float(e)) for s, e in zip(scores, page.seen.scores_T, strict=True))
     assert page.requests() == [] and page.complaints() == []
 
@@ -471,9 +469,8 @@ def test_the_lens_of_tokens_and_its_map(open_page):
     page.point(1, 1)
     text = page.text("#readout")
     assert text.startswith("patch (1, 1) after block 0: <b>label")
-    assert [shown(n, float(e)) for n, e in zip(
-        [float(n) for n in re.findall(r"</b> & </script> ([\d.]+)", text)], page.seen.lens_scores_SNJ[1, 2 + 6], strict=True
-    )] == [True] * 3  # fmt: skip
+    scores = [float(n) for n in re.findall(r"</b> & </script> ([\d.]+)", text)]
+    assert all(shown(s, float(e)) for s, e in zip(scores, page.seen.lens_scores_SNJ[1, 2 + 6], strict=True))
     counts = page.seen.lens_labels_SNJ[1, 2:17, 0].bincount().tolist()
     legend = {kind.text for kind in page.browser.find_elements("css selector", ".kind")}
     assert legend == {f"<b>label {i}</b> & </script> {count}" for i, count in enumerate(counts) if count}
@@ -491,7 +488,9 @@ def test_lengths_and_components(open_page):
     chips = [float(value.text) for value in page.browser.find_elements("css selector", ".chip .value")]
     assert all(shown(chip, float(page.seen.norms_SN[1, i])) for i, chip in enumerate(chips)) and len(chips) == 2
     page.pick("input[value='pca']")
-    parts = [float(n.replace("\u2212", "-")) for n in page.text("#readout").partition(": components ")[2].split(", ")]
+    page.point(0, 3)
+    parts = numbers(page.text("#readout"))
+    assert len(parts) == 3
     assert all(shown(part, float(exact)) for part, exact in zip(parts, page.seen.pca_Shw3[1, 0, 3], strict=True))
 
 
