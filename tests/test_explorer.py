@@ -310,7 +310,7 @@ class Page:
         """Every address asked for over a network since the last look."""
         events = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
         asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-        return [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
+        return [url for url in asked if not url.startswith(("file:", "data:", "blob:", "chrome:"))]
 
     def complaints(self):
         return [entry for entry in self.browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]

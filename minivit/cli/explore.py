@@ -59,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     data = page.encode()
     with writing(args.out):
         Path(args.out).write_bytes(data)
-    say(f"{printable(args.out)}: {len(data) / 1e6:.1f} MB, open it in any browser")
+    large = args.maps == "all" and model.config.cls_token and len(data) > 25e6
+    hint = "; --maps cls makes a small one" if large else ""
+    say(f"{printable(args.out)}: {len(data) / 1e6:.1f} MB, open it in any browser{hint}")
     if args.open:
         import webbrowser
 

@@ -96,7 +96,6 @@ def explorer(
         "mlpWidth": config.mlp_width,
         "classes": config.classes,
         "pooling": config.pooling,
-        "norm": config.norm,
         "cls": layout.cls,
         "dist": layout.dist,
         "registers": layout.registers,

@@ -63,13 +63,14 @@ function update() {
   $("readout").textContent = told === null ? "Point at a patch to read its value." : view.read(told, map);
   writeNote($("note"), view.note(map));
   view.update();
-  $("blocks")?.querySelectorAll("i").forEach((bar, b) => bar.classList.toggle("now", b === blockInView()));
+  $("blocks").querySelectorAll("i").forEach((bar, b) => bar.classList.toggle("now", inView(b)));
   performance.measure("minivit:update", { start: began, end: performance.now() });
 }
 
-/** The block the strip marks: the one in view, where the view is of one. */
-function blockInView() {
-  return { attention: state.block, lens: state.stream - 1, tokens: state.stream - 1 }[state.view] ?? -1;
+/** Whether the view is of this block, as the strip marks it. */
+function inView(block) {
+  const { depth } = VIEWS[state.view];
+  return { block: block === state.block, stream: block === state.stream - 1, start: block >= state.start }[depth];
 }
 
 function showRing(ring, token) {
@@ -99,7 +100,7 @@ function writeLegend(map) {
 
 function buildChips() {
   const tokens = Array.from({ length: PREFIX }, (_, i) => i);
-  if (about.classes && HOME >= PREFIX) tokens.push(POOLED);
+  if (about.classes && about.pooling !== "cls") tokens.push(POOLED);
   const chips = tokens.map((token) => {
     const parts = { swatch: h("i"), value: h("span", { className: "value" }) };
     const name = h("span", { className: "name" }, token === POOLED ? "what the head reads" : tokenName(token));
@@ -153,7 +154,7 @@ function buildPhoto() {
   const image = $("image");
   image.src = about.photo;
   image.alt = `${about.title}, the photo the map lies on`;
-  photo.style.aspectRatio = `${about.photoSize[0]} / ${about.photoSize[1]}`;
+  photo.style.setProperty("--ratio", about.photoSize[0] / about.photoSize[1]);
   const [left, upper, right, lower] = about.box;
   const box = $("box");
   box.style.left = `${100 * left}%`;
@@ -172,7 +173,7 @@ function buildPhoto() {
   photo.addEventListener("blur", () => point(null));
   photo.setAttribute("aria-label", `Patches in ${ROWS} rows and ${COLUMNS} columns`);
   $("photo-help").textContent =
-    "Point to look, click or tap to keep. Keys: arrows move, Enter keeps, Escape lets go, [ and ] change the block.";
+    "Patches are (row, column) from 0. Point to look, click or tap to keep. Keys: arrows move, Enter keeps, Escape lets go, [ and ] change the block.";
 }
 
 function byKey(event) {
@@ -192,9 +193,9 @@ function byKey(event) {
   } else if (event.key === "Escape") {
     change({ kept: false, token: HOME, pointed: null });
   } else if (event.key === "[" || event.key === "]") {
-    const step = event.key === "[" ? -1 : 1;
-    const limit = (value, end) => Math.min(end, Math.max(0, value + step));
-    change({ block: limit(state.block, about.depth - 1), stream: limit(state.stream, about.depth), start: limit(state.start, about.depth - 1) });
+    const { depth } = VIEWS[state.view];
+    const last = depth === "stream" ? about.depth : about.depth - 1;
+    change({ [depth]: Math.min(last, Math.max(0, state[depth] + (event.key === "[" ? -1 : 1))) });
   } else {
     return;
   }
@@ -255,7 +256,6 @@ async function save() {
   const rings = [[looker(), "#ffffff"], [state.pointed, "#56b4e9"]]
     .filter(([token]) => view.follows(HOME) && token !== null && token >= PREFIX && token < TOKENS)
     .map(([token, colour]) => ({ token, colour }));
-  const kinds = (map.kinds ?? []).map(({ name, count }) => `${name} ${count}`).join(", ");
   const sheet = drawView({
     image: $("image"),
     box: about.box,
@@ -264,7 +264,7 @@ async function save() {
     rings,
     map,
     title: `${view.name}: ${about.title} in ${about.model}`,
-    lines: [what, equation, live, kinds, `It does not tell ${not}`].filter(Boolean),
+    lines: [what, equation, live, `It does not tell ${not}`].filter(Boolean),
   });
   const blob = await new Promise((done) => sheet.toBlob(done, "image/png"));
   const link = h("a", { href: URL.createObjectURL(blob), download: `${about.title.replace(/\.[^.]*$/, "")}-${state.view}.png` });

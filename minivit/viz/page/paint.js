@@ -92,8 +92,19 @@ function drawView({ image, box, canvas, opacity, rings, map, title, lines }) {
   const font = (weight, size) => `${weight} ${size}px system-ui, sans-serif`;
   text.font = font(400, 18);
   const wrapped = lines.flatMap((words) => wrap(text, words, width - 2 * pad));
-  sheet.width = width;
-  sheet.height = height + pad + 34 + (map.rgb ? 0 : ramp + 40) + line * wrapped.length + pad;
+  // Where every kind of patch has its colour: how far to the right, and in which line.
+  let [x, row] = [0, 0];
+  const kinds = (map.kinds ?? []).map(({ name, count, colour }) => {
+    const words = `${name} ${count}`;
+    const wide = text.measureText(words).width + 46;
+    if (x + wide > width - 2 * pad) [x, row] = [0, row + 1];
+    const place = { words, colour, x: pad + x, row };
+    x += wide;
+    return place;
+  });
+  const legend = map.rgb ? (kinds.length ? line * (row + 1) + 12 : 0) : ramp + 40;
+  // Setting a size forgets the font.
+  [sheet.width, sheet.height] = [width, height + pad + 34 + legend + line * wrapped.length + pad];
   text.fillStyle = "#ffffff";
   text.fillRect(0, 0, sheet.width, sheet.height);
   text.filter = "grayscale(1)";
@@ -128,8 +139,14 @@ function drawView({ image, box, canvas, opacity, rings, map, title, lines }) {
     text.fillText(number(map.high), pad + 360, y + ramp + 20);
     text.textAlign = "left";
     text.fillText(map.unit, pad + 380, y + ramp);
-    y += ramp + 40;
   }
+  for (const kind of kinds) {
+    text.fillStyle = kind.colour;
+    text.fillRect(kind.x, y + line * kind.row, 16, 16);
+    text.fillStyle = "#1c1b22";
+    text.fillText(kind.words, kind.x + 23, y + line * kind.row + 15);
+  }
+  y += legend;
   for (const words of wrapped) text.fillText(words, pad, (y += line) - 6);
   return sheet;
 }

@@ -2,6 +2,7 @@
 //   build()    its controls, once        update()   what of them changes with the state
 //   map()      {values | rgb, low, high, unit, prefix}: `prefix` are the values of the tokens that are no patches
 //   note()     what is said of it        read(token)   one line about the token that is pointed at
+//   follows    the tokens it can be about                depth   what of the state says how deep it looks
 
 const FUSIONS = { mean: "mean of all heads", max: "greatest of all heads" };
 const streamName = (stream) => (stream === 0 ? "before block 0" : `after block ${stream - 1}`);
@@ -20,6 +21,7 @@ const fullScale = (values) => ({ values, low: least(values), high: greatest(valu
 
 const attentionView = {
   name: "Attention",
+  depth: "block",
   follows: (token) => token < about.queries,
 
   build() {
@@ -194,6 +196,7 @@ function startControls(view, text) {
 
 const rolloutView = {
   name: "Rollout",
+  depth: "start",
   follows: () => false,
 
   build() {
@@ -225,7 +228,7 @@ const rolloutView = {
     const total = sum(map.values);
     const rest = PREFIX ? `, ${number(1 - total)} with ${PREFIX > 1 ? "the tokens in front" : "CLS itself"}` : "";
     return {
-      what: `How much of every patch has reached ${this.who} after all blocks, if attention were all that moves it.`,
+      what: `How much of every patch has reached ${this.who} after all blocks, if attention were all that moves it (Abnar & Zuidema 2020).`,
       equation: `A\u0302 = \u00bd I + \u00bd mean\u2095(A),   R = A\u0302${sub(about.depth - 1)}${count > 2 ? " \u22ef " : count > 1 ? " " : ""}${count > 1 ? `A\u0302${sub(state.start)}` : ""}   (${count} ${count > 1 ? "matrices" : "matrix"})`,
       live: `${number(total)} of the row lies on the patches${rest}. Most: ${tokenName(best + PREFIX)}, ${number(map.values[best])}.`,
       not: "anything about the label: it is the same map for every class. It knows no values and no MLPs, and the \u00bd is a convention.",
@@ -244,6 +247,7 @@ const rank = (values, place) => 1 + values.reduce((before, value) => before + (v
 
 const relevanceView = {
   name: "Relevance",
+  depth: "start",
   follows: () => false,
 
   build() {
@@ -280,7 +284,7 @@ const relevanceView = {
     const tenth = Math.ceil(PATCHES / 10);
     const top = total > 0 ? sum([...map.values].sort((a, b) => b - a).slice(0, tenth)) / total : 0;
     return {
-      what: `Which patches speak for \u201c${name}\u201d, by attention that would raise its logit, carried through blocks ${state.start} to ${about.depth - 1}.`,
+      what: `Which patches speak for \u201c${name}\u201d, by attention that would raise its logit, carried through blocks ${state.start} to ${about.depth - 1} (Chefer et al. 2021).`,
       equation: "A\u0304 = mean\u2095(max(\u2202logit/\u2202A \u00b7 A, 0)),   R \u2190 R + A\u0304 R",
       live: `Most: ${tokenName(best + PREFIX)}, ${number(map.values[best])}. The strongest ${tenth} of ${PATCHES} patches hold ${percent(top)} of all. The softmax gives \u201c${name}\u201d ${number(tensors.scores.at(state.best))}.`,
       not: "what speaks against the class, and not what would happen without a patch: cover it and look again to know.",
@@ -312,6 +316,7 @@ function classBars(root) {
 
 const lensView = {
   name: "Logit lens",
+  depth: "stream",
   follows: () => true,
 
   build() {
@@ -396,7 +401,7 @@ const lensView = {
     const top = tensors.lensLabels.at(s, token);
     const scores = tensors.lensScores.at(s, token);
     return {
-      what: `What the model would answer if it stopped ${streamName(s)} and the head read ${token === POOLED ? "as it does at the end" : `only ${tokenName(token)}`}.`,
+      what: `What the model would answer if it stopped ${streamName(s)} and the head read ${token === POOLED ? "as it does at the end" : `only ${tokenName(token)}`} (nostalgebraist 2020).`,
       equation: `softmax(head(norm(x${s ? sub(s - 1) : "\u1d62\u2099"}))):   ${Array.from(top, (c, j) => `${shortName(c)} ${number(scores[j])}`).join(",  ")}`,
       live: null,
       not: "what a block knows: the head was trained for the end of the model only, and reads earlier blocks and patches in a language they may not speak.",
@@ -414,6 +419,7 @@ const lensView = {
 
 const tokensView = {
   name: "Tokens",
+  depth: "stream",
   follows: () => false,
 
   build() {
