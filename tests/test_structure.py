@@ -84,7 +84,7 @@ def test_no_square_root_of_a_token_count():
 
 NAMES = """
     classify
-    attention trace preprocess
+    attention explore trace preprocess
     lens attribute ablate heads faithfulness
     info models verify diff convert
     train eval bench

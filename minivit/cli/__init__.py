@@ -18,6 +18,7 @@ from minivit.cli import (
     convert,
     diff,
     evaluate,
+    explore,
     faithfulness,
     heads,
     info,
@@ -33,11 +34,12 @@ from minivit.errors import MinivitError
 
 COMMANDS = (
     classify,
-    *(attention, trace, preprocess),
+    *(attention, explore, trace, preprocess),
     *(lens, attribute, ablate, heads, faithfulness),
     *(info, models, verify, diff, convert),
     *(train, evaluate, bench),
 )
+COMMANDS = (classify, explore, attention, trace, preprocess, info, models, verify, convert, train, evaluate, bench)
 
 EXIT_CODES = """exit codes:
   0 good   1 unexpected failure or a failed check   2 usage   3 some inputs failed, the others were written

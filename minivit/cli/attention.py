@@ -190,7 +190,7 @@ def compute(model: ViT, pixels_BCHW: Tensor, method: str, settings: dict[str, An
     """The maps of one picture, and what they are called."""
     from minivit.study import method_map
 
-    config, layout = model.config, model.config.layout
+    config, layout = model.config, model.layout_of(pixels_BCHW)
     takes, grid = METHODS[method][0], settings.get("grid")
     arguments = {name: value for name, value in settings.items() if name not in ("class", "grid", "scale", "layer")}
     title = [f"{method} of {printable(model.name or 'the model')}"]

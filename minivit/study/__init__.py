@@ -18,20 +18,30 @@ from minivit.study.faithfulness import (
     spearman,
     survives,
 )
+from minivit.study.explore import Exploration, explore
 from minivit.study.heads import attention_distance, attention_entropy, attention_mass, head_statistics
 from minivit.study.lens import divergence, lens
 from minivit.study.methods import MAPS, method_map
 from minivit.study.names import ALIASES, from_alias, step_names, to_alias
-from minivit.study.relevance import grad_rollout, input_gradients, integrated_gradients, legrad, per_patch, relevance
+from minivit.study.relevance import (
+    grad_rollout,
+    input_gradients,
+    integrated_gradients,
+    legrad,
+    per_patch,
+    relevance,
+    relevance_by_start,
+)
 from minivit.study.tokens import norms, patch_filters, pca, position_similarity, similarity
 from minivit.study.trace import Trace, trace
 
 __all__ = [
     "ALIASES",
-    "MAPS",
     "Attribution",
     "Cause",
     "Curves",
+    "Exploration",
+    "MAPS",
     "Row",
     "Trace",
     "ablate",
@@ -47,6 +57,7 @@ __all__ = [
     "curves",
     "diff",
     "divergence",
+    "explore",
     "find_causes",
     "from_alias",
     "fuse_heads",
@@ -71,6 +82,7 @@ __all__ = [
     "randomisation_check",
     "randomised",
     "relevance",
+    "relevance_by_start",
     "rollout",
     "rollout_matrix",
     "scan",

@@ -7,7 +7,7 @@ afterwards. The logits of that run differ from the kernel's by rounding only. No
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import cast
 
@@ -83,10 +83,44 @@ def relevance(
     layout = model.layout_of(pixels_BCHW)
     probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer)
     row_BN = _start(model.config, layout, query, probs[-1])
+    return layout.to_grid(_carried(row_BN, probs, grads)[0])
+
+
+def relevance_by_start(
+    model: ViT, pixels_BCHW: Tensor, targets: Sequence[int], *, query: Query | None = None
+) -> Tensor:
+    """`relevance` of several classes and from every first layer: (targets, layers, B, h, w).
+
+    One forward, and one backward for each class; `result[t, s]` is relevance(target=targets[t], start_layer=s).
+
+    Args:
+        targets: classes, each for all pictures.
+        query: as `query_weights`; None is what the head reads.
+
+    Raises:
+        UsageError: a model without a head, or no such class or token.
+    """
+    layout = model.layout_of(pixels_BCHW)
+    with _attention_in_graph(model, pixels_BCHW, 0) as probs:
+        logits_BL = model(pixels_BCHW)
+        row_BN = _start(model.config, layout, query, probs[-1])
+        found = []
+        for target in targets:
+            score = _picked(logits_BL, _classes(model, logits_BL, target)).sum()
+            grads = torch.autograd.grad(score, probs, retain_graph=True)
+            rows = _carried(row_BN, [probs_BANM.detach() for probs_BANM in probs], list(grads))
+            found.append(torch.stack([layout.to_grid(row) for row in rows]))
+    return torch.stack(found)
+
+
+def _carried(row_BN: Tensor, probs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    """A row of relevance carried down from the last layer, as it is after each: the first layer's stands first."""
+    rows = []
     for probs_BANN, grads_BANN in zip(reversed(probs), reversed(grads), strict=True):
         relevance_BNN = (probs_BANN * grads_BANN).clamp(min=0).mean(dim=1)
         row_BN = row_BN + (row_BN[:, None] @ relevance_BNN)[:, 0]
-    return layout.to_grid(row_BN)
+        rows.append(row_BN)
+    return rows[::-1]
 
 
 def legrad(

@@ -4,6 +4,7 @@ from minivit.viz.blocks import cells, dots_by_depth, label_maps
 from minivit.viz.charts import confusion_chart, line_chart
 from minivit.viz.colours import RAMPS, colourise, components_to_rgb, ramp, to_unit
 from minivit.viz.curves import curve_sheet
+from minivit.viz.explorer import explorer
 from minivit.viz.maps import overlay, paint, sheet
 from minivit.viz.terminal import half_blocks, shades
 
@@ -15,6 +16,7 @@ __all__ = [
     "confusion_chart",
     "curve_sheet",
     "dots_by_depth",
+    "explorer",
     "half_blocks",
     "label_maps",
     "line_chart",

@@ -1,0 +1,162 @@
+// From numbers to colours and canvases.
+
+// From least to most. Lightness rises evenly and hue runs through violet, rose and amber, so that the ramp reads
+// the same in grey print and to eyes that tell no red from green.
+const STOPS = ["#0b0a1c", "#2a1450", "#5a1e74", "#90286f", "#c53c5c", "#ee6a45", "#fba157", "#fdd38a", "#fff7dc"];
+const RAMP = (() => {
+  const stops = STOPS.map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
+  const colours = new Uint8Array(256 * 3);
+  for (let c = 0; c < 256; c++) {
+    const place = (c / 255) * (stops.length - 1);
+    const low = Math.min(Math.floor(place), stops.length - 2);
+    for (let i = 0; i < 3; i++) {
+      colours[3 * c + i] = Math.round(stops[low][i] + (place - low) * (stops[low + 1][i] - stops[low][i]));
+    }
+  }
+  return colours;
+})();
+
+// Okabe and Ito 2008, told apart by all eyes, with two of Tol's behind them, and a grey for all the rest.
+const KINDS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#882255", "#999933"];
+const REST = "#8b8894";
+
+/** A number of 0 to 1 as the place of its colour in the ramp. */
+function level(value, low, high) {
+  if (!(high > low)) return 0;
+  return Math.round(255 * Math.min(1, Math.max(0, (value - low) / (high - low))));
+}
+
+function rampColour(value, low, high) {
+  const c = 3 * level(value, low, high);
+  return `rgb(${RAMP[c]}, ${RAMP[c + 1]}, ${RAMP[c + 2]})`;
+}
+
+/** A map onto a canvas, one pixel for each patch; CSS makes it large without smoothing. */
+function paintMap(canvas, map) {
+  if (canvas.width !== COLUMNS || canvas.height !== ROWS) [canvas.width, canvas.height] = [COLUMNS, ROWS];
+  const context = canvas.getContext("2d");
+  const image = (canvas.image ??= context.createImageData(COLUMNS, ROWS));
+  const pixels = image.data;
+  for (let p = 0; p < PATCHES; p++) {
+    if (map.rgb) {
+      for (let i = 0; i < 3; i++) pixels[4 * p + i] = map.rgb[3 * p + i];
+    } else {
+      const c = 3 * level(map.values[p], map.low, map.high);
+      for (let i = 0; i < 3; i++) pixels[4 * p + i] = RAMP[c + i];
+    }
+    pixels[4 * p + 3] = 255;
+  }
+  context.putImageData(image, 0, 0);
+}
+
+/** Three components (P, 3) as red, green and blue, each from its own least to its own most. */
+function componentColours(components) {
+  const rgb = new Uint8Array(PATCHES * 3);
+  for (let i = 0; i < 3; i++) {
+    let [low, high] = [Infinity, -Infinity];
+    for (let p = 0; p < PATCHES; p++) {
+      low = Math.min(low, components[3 * p + i]);
+      high = Math.max(high, components[3 * p + i]);
+    }
+    for (let p = 0; p < PATCHES; p++) rgb[3 * p + i] = level(components[3 * p + i], low, high);
+  }
+  return rgb;
+}
+
+function hexBytes(hex) {
+  return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+}
+
+function greatest(values) {
+  let most = -Infinity;
+  for (const value of values) if (value > most) most = value;
+  return most;
+}
+
+function least(values) {
+  let low = Infinity;
+  for (const value of values) if (value < low) low = value;
+  return low;
+}
+
+/** The ramp as a CSS gradient. */
+const RAMP_CSS = `linear-gradient(to right, ${STOPS.join(", ")})`;
+
+/** The current view as one PNG: the photo with its map, its legend and what is said of it. */
+function drawView({ image, box, canvas, opacity, rings, map, title, lines }) {
+  const width = 1200;
+  const height = Math.round((width * image.naturalHeight) / image.naturalWidth);
+  const [pad, line, ramp] = [28, 26, 14];
+  const sheet = document.createElement("canvas");
+  const text = sheet.getContext("2d");
+  const font = (weight, size) => `${weight} ${size}px system-ui, sans-serif`;
+  text.font = font(400, 18);
+  const wrapped = lines.flatMap((words) => wrap(text, words, width - 2 * pad));
+  // Where every kind of patch has its colour: how far to the right, and in which line.
+  let [x, row] = [0, 0];
+  const kinds = (map.kinds ?? []).map(({ name, count, colour }) => {
+    const words = `${name} ${count}`;
+    const wide = text.measureText(words).width + 46;
+    if (x + wide > width - 2 * pad) [x, row] = [0, row + 1];
+    const place = { words, colour, x: pad + x, row };
+    x += wide;
+    return place;
+  });
+  const legend = map.rgb ? (kinds.length ? line * (row + 1) + 12 : 0) : ramp + 40;
+  // Setting a size forgets the font.
+  [sheet.width, sheet.height] = [width, height + pad + 34 + legend + line * wrapped.length + pad];
+  text.fillStyle = "#ffffff";
+  text.fillRect(0, 0, sheet.width, sheet.height);
+  text.filter = "grayscale(1)";
+  text.drawImage(image, 0, 0, width, height);
+  text.filter = "none";
+  const [left, upper] = [box[0] * width, box[1] * height];
+  const [across, down] = [(box[2] - box[0]) * width, (box[3] - box[1]) * height];
+  text.globalAlpha = opacity;
+  text.imageSmoothingEnabled = false;
+  text.drawImage(canvas, left, upper, across, down);
+  text.globalAlpha = 1;
+  text.lineWidth = 3;
+  for (const { token, colour } of rings) {
+    text.strokeStyle = colour;
+    const [w, h] = [across / COLUMNS, down / ROWS];
+    text.strokeRect(left + columnOf(token) * w, upper + rowOf(token) * h, w, h);
+  }
+  let y = height + pad + 14;
+  text.fillStyle = "#1c1b22";
+  text.font = font(600, 22);
+  text.fillText(title, pad, y, width - 2 * pad);
+  y += 20;
+  text.font = font(400, 18);
+  if (!map.rgb) {
+    const gradient = text.createLinearGradient(pad, 0, pad + 360, 0);
+    STOPS.forEach((stop, i) => gradient.addColorStop(i / (STOPS.length - 1), stop));
+    text.fillStyle = gradient;
+    text.fillRect(pad, y, 360, ramp);
+    text.fillStyle = "#1c1b22";
+    text.fillText(number(map.low), pad, y + ramp + 20);
+    text.textAlign = "right";
+    text.fillText(number(map.high), pad + 360, y + ramp + 20);
+    text.textAlign = "left";
+    text.fillText(map.unit, pad + 380, y + ramp);
+  }
+  for (const kind of kinds) {
+    text.fillStyle = kind.colour;
+    text.fillRect(kind.x, y + line * kind.row, 16, 16);
+    text.fillStyle = "#1c1b22";
+    text.fillText(kind.words, kind.x + 23, y + line * kind.row + 15);
+  }
+  y += legend;
+  for (const words of wrapped) text.fillText(words, pad, (y += line) - 6);
+  return sheet;
+}
+
+function wrap(context, words, width) {
+  const lines = [""];
+  for (const word of words.split(" ")) {
+    const longer = `${lines.at(-1)} ${word}`.trim();
+    if (context.measureText(longer).width > width && lines.at(-1)) lines.push(word);
+    else lines[lines.length - 1] = longer;
+  }
+  return lines;
+}
