@@ -4,6 +4,7 @@ from minivit.study.ablate import ablate, knockout, patched, scan
 from minivit.study.attention import attention_map, fuse_heads, query_weights, rollout, rollout_matrix
 from minivit.study.attribution import Attribution, attribute
 from minivit.study.diff import Cause, Row, compare, diff, find_causes
+from minivit.study.explore import Exploration, explore
 from minivit.study.faithfulness import (
     Curves,
     agreement,
@@ -18,7 +19,6 @@ from minivit.study.faithfulness import (
     spearman,
     survives,
 )
-from minivit.study.explore import Exploration, explore
 from minivit.study.heads import attention_distance, attention_entropy, attention_mass, head_statistics
 from minivit.study.lens import divergence, lens
 from minivit.study.methods import MAPS, method_map
@@ -37,11 +37,11 @@ from minivit.study.trace import Trace, trace
 
 __all__ = [
     "ALIASES",
+    "MAPS",
     "Attribution",
     "Cause",
     "Curves",
     "Exploration",
-    "MAPS",
     "Row",
     "Trace",
     "ablate",
