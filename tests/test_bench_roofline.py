@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from minivit.bench.roofline import Roof, bound, fastest, gemm_peak, impossible, work

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from minivit import __version__
-from minivit.bench import cuda
+from minivit.bench import cuda, machine
 from minivit.bench.answers import STATUSES
 from minivit.bench.checks import CHECKS
 from minivit.bench.isolate import Limits, Row
 from minivit.bench.kernels import sha256
+from minivit.bench.specs import name_of
 
 SCHEMA = 1  # of the JSON records; a field is only ever added under the same number
 
@@ -27,22 +28,13 @@ def fingerprint(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": machine.cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device,
     }
     return where | cuda.describe(device)
-
-
-def _cpu() -> str:
-    """The model of the processor, where the system tells."""
-    try:
-        with open("/proc/cpuinfo") as lines:  # noqa: PTH123
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def run_record(kernels: Sequence[str], *, seed: int, effort: str, device: str, limits: Limits) -> dict[str, Any]:
@@ -70,7 +62,7 @@ def case_record(row: Row, *, seed: int, command: str | None) -> dict[str, Any]:
             "heads": spec.heads,
             "tokens": spec.tokens,
             "head_dim": spec.head_dim,
-            "dtype": str(spec.dtype).removeprefix("torch."),
+            "dtype": name_of(spec.dtype),
             "layout": spec.layout,
             "device": spec.device,
         }

@@ -7,21 +7,23 @@ below what products or memory allow, not all of the work was done. No data sheet
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from minivit.bench import cuda
-from minivit.bench.specs import DTYPES, Spec
+from minivit.bench.specs import DTYPES, Spec, name_of
 
 SLACK = 0.9  # a time below this share of the bound is impossible; clocks and their boosts move by less
-DIRECTIONS = ("fwd", "bwd")
-MODES = ("hot", "cold")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,16 @@ class Roof:
         """FLOP/s for tensors of this dtype: of the fastest dtype that is at least as wide, as a kernel may convert."""
         wider = [name for name, one in DTYPES.items() if torch.promote_types(one, dtype) == one and name in self.gemm]
         return max(self.gemm[name] for name in wider)
+
+
+def higher(roofs: Iterable[Roof]) -> Roof:
+    """Of several measurements the fastest: what was seen once is possible."""
+    every = list(roofs)
+    gemm: dict[str, float] = {}
+    for roof in every:
+        gemm |= {name: max(peak, gemm.get(name, 0.0)) for name, peak in roof.gemm.items()}
+    most = {name: max(getattr(roof, name) for roof in every) for name in ("memory", "cache", "exp", "cache_bytes")}
+    return Roof(gemm=gemm, **most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +127,7 @@ def gemm_peak(dtype: torch.dtype, threads: int | None = None, *, device: str = "
         for size in sizes:
             a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
             out = torch.empty_like(a)
-            seconds = fastest(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))
+            seconds = fastest(partial(torch.mm, a, b, out=out))
             best = max(best, 2 * size**3 / seconds)
             if seconds > 0.2:  # a dtype this device has no instructions for; larger takes longer, not better
                 break
@@ -144,15 +156,17 @@ def exp_peak(threads: int | None = None, *, device: str = "cpu") -> float:
 def measure(
     dtypes: Sequence[torch.dtype], *, threads: int | None = None, device: str = "cpu", caches: tuple[int, int]
 ) -> Roof:
-    """All roofs; `caches` are the bytes of one core's cache and of the last level (see timing.cache_sizes)."""
+    """All roofs; `caches` are the bytes of one core's cache and of the last level (see machine.cache_sizes)."""
     near, last = caches
     cores = threads or torch.get_num_threads()
     # Wider dtypes count as roofs of the narrower ones, see Roof.peak.
     wanted = {*dtypes, *([torch.float32] if any(dtype.itemsize < 4 for dtype in dtypes) else [])}
+    memory = memory_bandwidth(max(4 * last, 64 << 20), threads, device=device)
+    cache = memory_bandwidth(near * cores // 2 if device == "cpu" else last // 2, threads, device=device)
     return Roof(
         gemm={name: gemm_peak(one, threads, device=device) for name, one in DTYPES.items() if one in wanted},
-        memory=memory_bandwidth(max(4 * last, 64 << 20), threads, device=device),
-        cache=memory_bandwidth(near * cores // 2 if device == "cpu" else last // 2, threads, device=device),
+        memory=memory,
+        cache=max(cache, memory),
         exp=exp_peak(threads, device=device),
         cache_bytes=last,
     )
@@ -172,6 +186,35 @@ def fastest(call: Callable[[], Any], *, seconds: float = 0.3, clock: Callable[[]
         best = min(best, now - start)
         if now >= end:
             return best
+
+
+def keep(file: Path, roof: Roof, environment: Mapping[str, Any], *, now: float) -> None:
+    """Note roofs with what they were measured on and when (`now`, seconds since 1970), in the place of older ones."""
+    others = [one for one in _kept(file) if one["environment"] != environment]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    partial.write_text(json.dumps([*others, {"environment": environment, "measured": now, "roof": vars(roof)}]))
+    partial.replace(file)
+
+
+def kept(
+    file: Path, environment: Mapping[str, Any], dtypes: Iterable[torch.dtype], *, now: float
+) -> tuple[Roof, float] | None:
+    """The roofs noted for this environment, if they are of these dtypes, and their age in seconds."""
+    for one in _kept(file):
+        roof = Roof(**one["roof"])
+        if one["environment"] == environment and {name_of(dtype) for dtype in dtypes} <= roof.gemm.keys():
+            return roof, now - one["measured"]
+    return None
+
+
+def _kept(file: Path) -> list[dict[str, Any]]:
+    """What stands in the file; a file that is not there, or not of this form, holds nothing worth keeping."""
+    try:
+        found = json.loads(file.read_text())
+        return [one for one in found if Roof(**one["roof"]) and one["environment"] and one["measured"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 @contextmanager
