@@ -27,7 +27,7 @@ h1 { font-size: 1.55rem; line-height: 1.25; margin: 0 0 .5rem } h2 { font-size: 
 h3 { font-size: 1rem; margin: 1.6rem 0 .2rem }
 p, ul { margin: .3rem 0 .8rem; color: var(--faint) } ul { padding-left: 1.1rem }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem }
-figure { margin: 0; padding: .8rem .8rem .4rem; background: var(--panel); border-radius: .5rem }
+figure { margin: 0; max-width: 46rem; padding: .8rem .8rem .4rem; background: var(--panel); border-radius: .5rem }
 figcaption { font-weight: 600; font-size: .92rem } svg { display: block; width: 100%; height: auto }
 svg text { fill: var(--text); font: 12px system-ui, sans-serif } svg .faint { fill: var(--faint) }
 .axis { stroke: var(--faint); stroke-width: 1 } .grid { stroke: var(--line); stroke-width: 1 }
@@ -39,7 +39,8 @@ svg text { fill: var(--text); font: 12px system-ui, sans-serif } svg .faint { fi
 th, td { padding: .28rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
 th { color: var(--faint); font-weight: 600 }
 :is(th, td):is(:first-child, :last-child) { text-align: left }
-.heat td { min-width: 5rem; text-align: center; border: 2px solid var(--ground); border-radius: 4px }
+td:last-child { white-space: normal; min-width: 14rem }
+.heat :is(td, td:last-child) { min-width: 5rem; text-align: center; border: 2px solid var(--ground); border-radius: 4px }
 .heat td:first-child { text-align: left; font-family: ui-monospace, monospace }
 .verified { color: var(--good) } .failed, .invalid { color: var(--bad); font-weight: 600 }
 .noisy, .unsteady, .unverified { color: var(--warn); font-weight: 600 }
@@ -284,7 +285,7 @@ def _rooflines(rows: Sequence[Record], roofs: Sequence[Record], colours: dict[st
             start, end = max(axes.x[0], axes.y[0] / slope), top / slope
             (x0, y0), (x1, y1) = axes.place(start, start * slope), axes.place(end, top)
             axes.body.append(_line(x0, y0, x1, y1, "roof"))
-            axes.body.append(_text(x0 + 6, y0 - 6 if name == "cache" else y0 - 2, name, kind="faint"))
+            axes.body.append(_text(x0 + 6, y0 - 6 if name == "cache" else y0 + 14, name, kind="faint"))
         for name, peak in peaks.items():
             (x0, y0), (x1, _) = axes.place(peak / max(slopes.values()), peak), axes.place(axes.x[1], peak)
             axes.body.append(_line(x0, y0, x1, y0, "roof"))
