@@ -1,0 +1,14 @@
+"""The same lines as eager.py for torch.compile, which makes loops of its own of them; needs a C++ compiler on the CPU."""
+
+import torch
+from torch import Tensor
+
+# One program for each dtype and kind of layout, not for each shape: a plan of the check has more of those than
+# torch.compile keeps, and what it does not keep it runs as it stands, uncompiled.
+torch._dynamo.config.cache_size_limit = 64
+
+
+@torch.compile(dynamic=True)
+def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """softmax(scale q k^T) v for q of (B, A, N, K), k and v of (B, A, M, K)."""
+    return (q @ k.mT * scale).softmax(-1) @ v
