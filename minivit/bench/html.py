@@ -40,7 +40,8 @@ th, td { padding: .28rem .7rem; text-align: right; white-space: nowrap; border-b
 th { color: var(--faint); font-weight: 600 }
 :is(th, td):is(:first-child, :last-child) { text-align: left }
 td:last-child { white-space: normal; min-width: 14rem }
-.heat :is(td, td:last-child) { min-width: 5rem; text-align: center; border: 2px solid var(--ground); border-radius: 4px }
+.heat :is(td, td:last-child) { min-width: 5rem; text-align: center }
+.heat td { border: 2px solid var(--ground); border-radius: 4px }
 .heat td:first-child { text-align: left; font-family: ui-monospace, monospace }
 .verified { color: var(--good) } .failed, .invalid { color: var(--bad); font-weight: 600 }
 .noisy, .unsteady, .unverified { color: var(--warn); font-weight: 600 }

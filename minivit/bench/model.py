@@ -193,7 +193,7 @@ def serve(connection: Connection, threads: int, seconds: float, memory: int, dev
         return first, later, cuda.peak_memory(again, pixels) if pixels.is_cuda else machine.peak_memory(again)
 
     def block(name: str | None, samples: int, allowed: float) -> tuple[list[Forward], Finding, Counters]:
-        return _block(benches[0], attends(name), samples, allowed)
+        return time_block(benches[0], attends(name), samples, allowed)
 
     requests: dict[str, Callable[..., Any]] = {
         "load": lambda name: isolate.load(name, kernels),
@@ -223,7 +223,7 @@ def _seam(kernel: Kernel) -> Attend:
     return attend
 
 
-def _block(bench: Bench, attend: Attend, samples: int, allowed: float) -> tuple[list[Forward], Finding, Counters]:
+def time_block(bench: Bench, attend: Attend, samples: int, allowed: float) -> tuple[list[Forward], Finding, Counters]:
     """Timed forwards, one of whose answers, drawn in secret, may be so far from what the default answers there."""
     bench.forward(attend)
     drawn = bench.random.randrange(samples)
