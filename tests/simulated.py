@@ -28,7 +28,13 @@ ENVIRONMENT = {
     "cpu_capability": "AVX512", "cores": 2, "device": "cpu",
 }  # fmt: skip
 QUIET = Counters(
-    cpu_seconds=0.1, minor_faults=1, major_faults=0, voluntary_switches=1, involuntary_switches=0, stolen_seconds=0.0
+    cpu_seconds=0.1,
+    minor_faults=1,
+    major_faults=0,
+    voluntary_switches=1,
+    involuntary_switches=0,
+    waited_seconds=0.0,
+    stolen_seconds=0.0,
 )
 MINE = "sdpa:math"  # in the part of the kernel that is timed; its name is known, so that no file is needed
 Takes = Callable[[int], float]  # microseconds of the call with this number

@@ -39,7 +39,7 @@ BENCH_FIELDS = [
 ]
 BLOCK_FIELDS = [
     *("schema", "kind", "arm", "process", "round", "status", "detail", "samples_us", "attention_us", "cpu_seconds"),
-    *("minor_faults", "major_faults", "voluntary_switches", "involuntary_switches", "stolen_seconds"),
+    *("minor_faults", "major_faults", "voluntary_switches", "involuntary_switches", "waited_seconds", "stolen_seconds"),
 ]
 MODEL_FIELDS = [
     *("schema", "kind", "kernel", "model", "status", "detail", "images_per_second", "default_images_per_second"),

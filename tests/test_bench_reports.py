@@ -25,7 +25,15 @@ from minivit.errors import UsageError
 
 CELL_FIELDS = ["batch", "heads", "tokens", "head_dim", "dtype", "layout", "device", "direction", "mode", "threads"]
 COUNTERS = [
-    *("cpu_seconds", "minor_faults", "major_faults", "voluntary_switches", "involuntary_switches", "stolen_seconds"),
+    *(
+        "cpu_seconds",
+        "minor_faults",
+        "major_faults",
+        "voluntary_switches",
+        "involuntary_switches",
+        "waited_seconds",
+        "stolen_seconds",
+    ),
 ]
 FIELDS = {
     "bench": [

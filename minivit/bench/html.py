@@ -11,7 +11,7 @@ from minivit.bench.answers import STATUSES
 from minivit.bench.results import Record, of_kind
 from minivit.bench.roofline import work
 from minivit.bench.summary import TRUST, spec_of
-from minivit.bench.tables import HEAD, about, cells, duration, note, texts, title
+from minivit.bench.tables import HEAD, about, cells, duration, note, remarks, texts, title
 
 # Okabe and Ito 2008: told apart by all eyes. The first is the kernel's.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -39,7 +39,6 @@ svg text { fill: var(--text); font: 12px system-ui, sans-serif } svg .faint { fi
 th, td { padding: .28rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
 th { color: var(--faint); font-weight: 600 }
 :is(th, td):is(:first-child, :last-child) { text-align: left }
-td:last-child { white-space: normal; min-width: 14rem }
 .heat :is(td, td:last-child) { min-width: 5rem; text-align: center }
 .heat td { border: 2px solid var(--ground); border-radius: 4px }
 .heat td:first-child { text-align: left; font-family: ui-monospace, monospace }
@@ -110,9 +109,10 @@ def _table(rows: Sequence[Record]) -> str:
         for row, line in zip(rows, cells_of, strict=True)
     )
     names = "".join(f"<th>{name}</th>" for name in HEAD)
+    said = "".join(f"<p>{escape(one)}</p>" for one in remarks(rows))
     return (
         f'<h3>{escape(title(rows[0]))}</h3><p>{escape(note(rows))}</p><div class="scroll"><table><tr>{names}</tr>'
-        f"{lines}</table></div>"
+        f"{lines}</table></div>{said}"
     )
 
 

@@ -44,7 +44,8 @@ class Counters:
     major_faults: int
     voluntary_switches: int
     involuntary_switches: int
-    stolen_seconds: float  # that the host of a virtual machine took from all cores; 0 where the system does not tell
+    waited_seconds: float  # for a core that another process had, all threads together
+    stolen_seconds: float  # that the host of a virtual machine took from all cores; both 0 where the system tells not
 
     @staticmethod
     def now() -> Counters:
@@ -57,6 +58,7 @@ class Counters:
             major_faults=usage.ru_majflt,
             voluntary_switches=usage.ru_nvcsw,
             involuntary_switches=usage.ru_nivcsw,
+            waited_seconds=_waited(),
             stolen_seconds=_stolen(),
         )
 
@@ -67,6 +69,14 @@ class Counters:
     def record(self) -> dict[str, Any]:
         """As it stands in JSON."""
         return asdict(self)
+
+
+def _waited() -> float:
+    waited = 0
+    for thread in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError, IndexError, ValueError):  # a thread may end meanwhile
+            waited += int(thread.read_text().split()[1])  # nanoseconds on a core, waiting for one, turns
+    return waited / 1e9
 
 
 def _stolen() -> float:

@@ -46,7 +46,7 @@ ERROR_BATCH = 4  # pictures at once where float64 and every block are kept
 def attend_with(model: ViT, attend: Attend) -> ViT:
     """The model with another kernel in all of its blocks."""
     for block in model.blocks:
-        block.attn.attend = attend  # type: ignore[union-attr, assignment]
+        block.attn.attend = attend  # type: ignore[union-attr]
     return model
 
 

@@ -34,6 +34,8 @@ from minivit.errors import MinivitError, UsageError
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 12  # of a cell in one process
 MOST_ATTEMPTS = 3  # at a block that is noisy
+MOST_LOST = 0.05  # of the time of the threads of a block that is not noisy
+MOST_SPREAD, LEAST_SPREAD = 0.2, 5  # between the quartiles of its samples, if there are so many
 AGAIN = " (again)"
 
 
@@ -281,16 +283,15 @@ def ask(child: Requests, *message: Any, seconds: float) -> Any:
 
 
 def noisy(block: Block, threads: int) -> str | None:
-    """Why a block should be repeated, or None: what happened to the process, never whether the times please."""
-    counters = block.counters
-    if counters.involuntary_switches > len(block.samples_us) / 4 + 20 * block.wall_seconds * threads:
-        return f"{counters.involuntary_switches} involuntary context switches in {block.wall_seconds:.2g} s"
-    if counters.stolen_seconds > 0.02 * block.wall_seconds * threads + 0.02:  # counted in hundredths of a second
-        return f"the host took {counters.stolen_seconds:.2g} s of {block.wall_seconds:.2g}"
-    if counters.major_faults > 0:
-        return f"{counters.major_faults} pages read from disk"
-    middle = median(block.samples_us)
-    spread = (quantile(block.samples_us, 0.75) - quantile(block.samples_us, 0.25)) / middle
-    if spread > 0.15:
+    """Why a block should be repeated, or None. What happened to the process counts, not whether the times please."""
+    counters, room = block.counters, block.wall_seconds * threads
+    if counters.waited_seconds > MOST_LOST * room:
+        return f"its threads waited {counters.waited_seconds / room:.0%} of the time for a core that others had"
+    if counters.stolen_seconds > MOST_LOST * room + 0.02:  # counted in hundredths of a second
+        return f"the host took {counters.stolen_seconds / room:.0%} of the time"
+    if counters.major_faults:
+        return f"{counters.major_faults} pages were read from disk"
+    spread = (quantile(block.samples_us, 0.75) - quantile(block.samples_us, 0.25)) / median(block.samples_us)
+    if len(block.samples_us) >= LEAST_SPREAD and spread > MOST_SPREAD:
         return f"half of its samples lie {spread:.0%} apart"
     return None

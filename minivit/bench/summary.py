@@ -179,8 +179,8 @@ def _conduct(attempts: list[Record]) -> Record:
         "repeated": len(attempts) - len(kept),
         "noisy": sum(block["noise"] is not None for block in kept),
         "calls": sum(block["calls"] * len(block["samples_us"]) for block in attempts),
-        "minor_faults": sum(block["minor_faults"] for block in kept),
-        "involuntary_switches": sum(block["involuntary_switches"] for block in kept),
+        "minor_faults": sum(block["minor_faults"] for block in attempts),
+        "involuntary_switches": sum(block["involuntary_switches"] for block in attempts),
         "of_limit": max((block["numbers"].get("of_limit", math.inf) for block in attempts), default=None),
     }
 

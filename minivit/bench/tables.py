@@ -8,7 +8,8 @@ from itertools import groupby
 from minivit.bench.results import Record, of_kind
 from minivit.bench.summary import key_of
 
-HEAD = ("kernel", "time", "95%", "speed-up", "95%", "GFLOP/s", "of roof", "peak MiB", "first call", "status")
+MANY_FAULTS = 100  # of 4 KiB: about 10 to 50 us
+HEAD = ("kernel", "time", "95%", "speed-up", "95%", "GFLOP/s", "of roof", "peak MiB", "load", "first call", "status")
 
 
 def cells(rows: Iterable[Record]) -> list[list[Record]]:
@@ -35,8 +36,17 @@ def note(rows: Sequence[Record]) -> str:
 def cell_lines(rows: Sequence[Record]) -> list[str]:
     """The table of one cell for a terminal."""
     lines = columns([HEAD, *(texts(row) for row in rows)])
-    details = [f"  {row['arm']}: {row['status'].upper()}: {row['detail']}" for row in rows if row["detail"]]
-    return [title(rows[0]), f"  {note(rows)}", *(f"  {line}" for line in lines), *details]
+    return [title(rows[0]), f"  {note(rows)}", *(f"  {line}" for line in lines), *(f"  {one}" for one in remarks(rows))]
+
+
+def remarks(rows: Sequence[Record]) -> list[str]:
+    """Why a row is not simply verified, and what explains a time that surprises."""
+    said = [f"{row['arm']}: {row['status'].upper()}: {row['detail']}" for row in rows if row["detail"]]
+    for row in rows:
+        faults = row["minor_faults"] / max(1, row["calls"])
+        if faults >= MANY_FAULTS and row["role"] != "again":
+            said.append(f"{row['arm']}: {faults:,.0f} page faults a call: its memory is taken from the system anew")
+    return said
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -48,7 +58,7 @@ def markdown(records: Sequence[Record]) -> str:
     for cell in cells(rows):
         lines += [f"## {title(cell[0])}", "", f"{note(cell)[:1].upper()}{note(cell)[1:]}.", ""]
         lines += [_row(HEAD), _row("---" for _ in HEAD), *(_row(texts(row)) for row in cell), ""]
-        lines += [f"- {row['arm']}: {row['status'].upper()}: {row['detail']}" for row in cell if row["detail"]]
+        lines += [*(f"- {one}" for one in remarks(cell)), ""] if remarks(cell) else []
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -86,6 +96,7 @@ def texts(row: Record) -> list[str]:
         when("gflops", "{:.1f}".format),
         when("of_roof", "{:.0%}".format),
         when("peak_bytes", lambda size: f"{size / 2**20:.1f}"),
+        when("load_seconds", lambda seconds: duration(seconds * 1e6)),
         when("first_call_seconds", lambda seconds: duration(seconds * 1e6)),
         row["status"] if row["status"] == "verified" else row["status"].upper(),
     ]
