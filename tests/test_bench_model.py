@@ -258,5 +258,11 @@ def test_the_command_on_the_model_in_the_box(
     records = read("out")
     assert [record["kind"] for record in records][:3] == ["model-bench", "case", "verdict"]
     assert list(json.loads(json.dumps(records[-1]))) == MODEL_FIELDS
+    report = Path("out/report.md").read_text()
+    assert "# mine.py in minivit/cifar10-vit" in report and "Amdahl's ceiling" in report
+    assert "<svg" in Path("out/report.html").read_text()
+    assert main(["bench", "report", "out", "-o", "again"]) == 0
+    assert Path("again/report.md").read_text() == report
+    capsys.readouterr()
     assert main(["bench", "model", "mine.py", *common, "--images", "nowhere"]) == 2
     assert "no picture there can be read" in capsys.readouterr().err

@@ -8,10 +8,11 @@ from html import escape
 from itertools import groupby
 
 from minivit.bench.answers import STATUSES
+from minivit.bench.checks import CHECKS
 from minivit.bench.results import Record, of_kind
 from minivit.bench.roofline import work
 from minivit.bench.summary import TRUST, spec_of
-from minivit.bench.tables import HEAD, about, cells, duration, note, remarks, texts, title
+from minivit.bench.tables import HEAD, about, cells, duration, model_about, model_lines, note, remarks, texts, title
 
 # Okabe and Ito 2008: told apart by all eyes. The first is the kernel's.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -35,6 +36,7 @@ svg text { fill: var(--text); font: 12px system-ui, sans-serif } svg .faint { fi
 .roof { stroke: var(--text); stroke-width: 2 }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; margin: .6rem 0 1rem; padding: 0; list-style: none }
 .legend i { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em }
+pre { overflow-x: auto; padding: .8rem; background: var(--panel); border-radius: .5rem; font-size: .82rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem }
 th, td { padding: .28rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
 th { color: var(--faint); font-weight: 600 }
@@ -57,10 +59,9 @@ def page(records: Sequence[Record]) -> str:
     colours = {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(arms)}
     names = ", ".join(one["kernel"] for one in head["kernels"])
     heading = f"{names} against {head['against'][0]['kernel']}"
-    facts = "".join(f"<li>{escape(fact.removeprefix('- '))}</li>" for fact in about(head))
     legend = "".join(f'<li><i style="background:{colours[arm]}"></i>{escape(arm)}</li>' for arm in arms)
     body = [
-        f"<h1>{escape(heading)}</h1><ul>{facts}</ul>",
+        f"<h1>{escape(heading)}</h1><ul>{_facts(about(head))}</ul>",
         f'<ul class="legend">{legend}</ul>',
         _section("Time over tokens", "Of one picture; both axes logarithmic.", _times(rows, colours)),
         _section(
@@ -79,6 +80,72 @@ def page(records: Sequence[Record]) -> str:
         *(_table(cell) for cell in cells(rows)),
         f"<h2>What the status means</h2><ul>{_glossary()}</ul>",
     ]
+    return _document(heading, body)
+
+
+def model_page(records: Sequence[Record]) -> str:
+    """The report of a run of `bench model`."""
+    (head,), (row,) = of_kind(records, "model-bench"), of_kind(records, "model")
+    heading = f"{row['kernel']} in {row['model']}"
+    errors = Axes(range(1, len(row["blocks"]["kernel"]) + 1), [e for way in row["blocks"].values() for e in way if e])
+    errors.frame("after block", "relative L2 error", "{:.0e}".format)
+    legend = []
+    for (way, line), colour in zip(row["blocks"].items(), COLOURS, strict=False):
+        legend.append(f'<li><i style="background:{colour}"></i>{escape(way)}</li>')
+        places = [errors.place(i, error) for i, error in enumerate(line, start=1) if error]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        errors.body.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        errors.body += [_dot(x, y, colour, way) for x, y in places]
+    numbers = [
+        ("gain", row["gain"], row["gain_low"], row["gain_high"], COLOURS[2]),
+        ("predicted", *[row["predicted_gain"]] * 3, COLOURS[5]),
+        ("Amdahl's ceiling", *[row["ceiling"]] * 3, COLOURS[3]),
+    ]
+    body = [
+        f"<h1>{escape(heading)}</h1><ul>{_facts(model_about(head))}</ul>",
+        f"<pre>{escape(chr(10).join(model_lines(row)))}</pre>",
+        _section(
+            "Gain over the default attention",
+            "Images per second, paired round by round, with the 95% interval. The grey band holds what this run could "
+            "not tell from nothing.",
+            [_gains(numbers, row["resolution"])],
+        ),
+        f'<h2>Error after each block</h2><p>Against the model in float64.</p><ul class="legend">{"".join(legend)}</ul>'
+        f'<div class="charts">{_figure("all pictures, all tokens", errors.body)}</div>',
+        _heat(of_kind(records, "case")),
+    ]
+    return _document(heading, body)
+
+
+def _gains(numbers: Sequence[tuple[str, float, float, float, str]], resolution: float) -> str:
+    """Dots with whiskers around 1, the gains of a whole model."""
+    left, step = 130, 26
+    most = 1.05 * max(high for *_, high, _ in numbers)
+    least = 0.95 * min(1 - resolution, *(low for _, _, low, _, _ in numbers))
+
+    def place(gain: float) -> float:
+        return left + (gain - least) / (most - least) * (WIDTH - RIGHT - 40 - left)
+
+    bottom = 10 + step * len(numbers)
+    x0, x1 = place(1 - resolution), place(1 + resolution)
+    body = [f'<rect x="{x0:.1f}" y="8" width="{max(1, x1 - x0):.1f}" height="{bottom - 8}" class="band"/>']
+    body.append(_line(place(1), 8, place(1), bottom, "one"))
+    for i, (name, gain, low, high, colour) in enumerate(numbers):
+        y = 10 + step * (i + 0.5)
+        body.append(_text(left - 10, y + 4, name, "end"))
+        body.append(_line(place(low), y, place(high), y, "whisker", colour))
+        body.append(_dot(place(gain), y, colour, f"{name}: {gain:.3f}"))
+        body.append(_text(place(high) + 8, y + 4, f"{gain:.3f}", kind="faint"))
+    body.append(_line(left, bottom, WIDTH - RIGHT, bottom, "axis"))
+    body.append(_text(place(1), bottom + 14, "1", "middle", "faint"))
+    return _figure("1 is the default", body, bottom + 20)
+
+
+def _facts(facts: Iterable[str]) -> str:
+    return "".join(f"<li>{escape(fact.removeprefix('- '))}</li>" for fact in facts)
+
+
+def _document(heading: str, body: Iterable[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         # Nothing can be fetched, whatever a kernel's name or message may hold.
@@ -105,7 +172,7 @@ def _table(rows: Sequence[Record]) -> str:
     lines = "".join(
         "<tr>"
         + "".join(f"<td>{escape(text)}</td>" for text in line[:-1])
-        + f'<td class="{row["status"]}">{escape(line[-1])}{": " * bool(row["detail"])}{escape(row["detail"])}</td></tr>'
+        + f'<td class="{row["status"]}">{escape(line[-1])}</td></tr>'
         for row, line in zip(rows, cells_of, strict=True)
     )
     names = "".join(f"<th>{name}</th>" for name in HEAD)
@@ -286,7 +353,7 @@ def _rooflines(rows: Sequence[Record], roofs: Sequence[Record], colours: dict[st
             start, end = max(axes.x[0], axes.y[0] / slope), top / slope
             (x0, y0), (x1, y1) = axes.place(start, start * slope), axes.place(end, top)
             axes.body.append(_line(x0, y0, x1, y1, "roof"))
-            axes.body.append(_text(x0 + 6, y0 - 6 if name == "cache" else y0 + 14, name, kind="faint"))
+            axes.body.append(_text((x0 + x1) / 2 + 10, (y0 + y1) / 2 + 6, name, kind="faint"))
         for name, peak in peaks.items():
             (x0, y0), (x1, _) = axes.place(peak / max(slopes.values()), peak), axes.place(axes.x[1], peak)
             axes.body.append(_line(x0, y0, x1, y0, "roof"))
@@ -310,7 +377,7 @@ def _heat(cases: Sequence[Record]) -> str:
         dtypes = list(dict.fromkeys(case["dtype"] for case in mine))
         head = "".join(f"<th>{escape(name)}</th>" for name in ["", *dtypes])
         lines = []
-        for check in dict.fromkeys(case["check"] for case in mine):
+        for check in [check for check in CHECKS if any(case["check"] == check for case in mine)]:
             found = [[c for c in mine if c["check"] == check and c["dtype"] == dtype] for dtype in dtypes]
             lines.append(f"<tr><td>{escape(check)}</td>{''.join(_heat_cell(some) for some in found)}</tr>")
         table = f'<table class="heat"><tr>{head}</tr>{"".join(lines)}</table>'

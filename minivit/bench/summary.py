@@ -18,7 +18,7 @@ from minivit.bench.stats import interval, quantile
 
 # From the best to the worst; a row has the worst that applies.
 TRUST = {
-    "verified": "the check passed, and so did the answers of timed calls",
+    "verified": "the check passed (PyTorch's own attentions are not asked), and so did the answers of timed calls",
     "noisy": "too many of its blocks stayed noisy when they were repeated",
     "unsteady": "it became slower, against the baseline, while it was timed",
     "unverified": "the check was not asked, on request",
@@ -181,8 +181,14 @@ def _conduct(attempts: list[Record]) -> Record:
         "calls": sum(block["calls"] * len(block["samples_us"]) for block in attempts),
         "minor_faults": sum(block["minor_faults"] for block in attempts),
         "involuntary_switches": sum(block["involuntary_switches"] for block in attempts),
-        "of_limit": max((block["numbers"].get("of_limit", math.inf) for block in attempts), default=None),
+        "of_limit": max((_of_limit(block) for block in attempts), default=None),
     }
+
+
+def _of_limit(block: Record) -> float:
+    """The error of its timed answer as a share of what is allowed; what is not finite stands as null in a file."""
+    share = block["numbers"].get("of_limit")
+    return math.inf if share is None or math.isnan(share) else share
 
 
 def _trust(

@@ -64,18 +64,30 @@ def markdown(records: Sequence[Record]) -> str:
 
 def about(head: Record) -> list[str]:
     """What was run on what, a fact a line."""
-    environment = head["environment"]
-    device = environment.get("gpu") or f"{environment['cpu']}, {environment['cpu_capability']}"
     facts = [
-        f"- {device}; torch {environment['torch']}, Python {environment['python']}, minivit {environment['minivit']}",
-        f"- started {head['started']}, {head['processes']} processes, {head['budget_seconds']:g} s of rounds, "
-        f"seed {head['seed']}",
+        *_where(head),
         "- time: median of the medians of blocks; intervals: 95%, resampled by process and block; speed-up: paired, "
         "round by round",
     ]
     if head["unverified"]:
         facts.append("- UNVERIFIED: the check was not asked")
     return facts
+
+
+def model_about(head: Record) -> list[str]:
+    """The same of a run of `bench model`."""
+    what = f"- {head['dtype']}, batches of {head['batch']}, {head['tokens']} tokens, {head['threads']} threads"
+    return [*_where(head), what]
+
+
+def _where(head: Record) -> list[str]:
+    environment = head["environment"]
+    device = environment.get("gpu") or f"{environment['cpu']}, {environment['cpu_capability']}"
+    return [
+        f"- {device}; torch {environment['torch']}, Python {environment['python']}, minivit {environment['minivit']}",
+        f"- started {head['started']}, {head['processes']} processes, {head['budget_seconds']:g} s of rounds, "
+        f"seed {head['seed']}",
+    ]
 
 
 def texts(row: Record) -> list[str]:
@@ -128,6 +140,13 @@ def duration(microseconds: float) -> str:
     raise AssertionError
 
 
+def model_markdown(records: Sequence[Record]) -> str:
+    """The report of `bench model` in Markdown."""
+    (head,), (row,) = of_kind(records, "model-bench"), of_kind(records, "model")
+    lines = [f"# {row['kernel']} in {row['model']}", "", *model_about(head), "", "```", *model_lines(row), "```"]
+    return "\n".join(lines) + "\n"
+
+
 def model_lines(row: Record) -> list[str]:
     """What `bench model` tells."""
     rate, default = row["images_per_second"], row["default_images_per_second"]
@@ -143,7 +162,7 @@ def model_lines(row: Record) -> list[str]:
         f"{row['predicted_gain']:.3f}",
         f"  Amdahl's ceiling   {row['ceiling']:.3f}, were attention free; reached {row['reached']:.0%} of it",
     ]
-    if logits:
+    if all(logits.get(name) is not None for name in ("largest_error", "x_eager", "of_limit")):
         lines.append(
             f"  logits             largest error {logits['largest_error']:.2e} against float64, "
             f"{logits['x_eager']:.2f} x plain attention, {logits['of_limit']:.2f} of what is allowed"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minivit.cli.bench.check import RIGHTS, default_memory
 from minivit.cli.bench.roofline import pick_threads, pick_timed_device
-from minivit.cli.bench.run import add_common, new_folder, quick_cases, seconds, verify
+from minivit.cli.bench.run import add_common, new_folder, quick_cases, seconds, verify, write_reports
 from minivit.cli.console import (
     DTYPES,
     add_hub_options,
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         emit(row)
     print("\n".join(printable(text) for text in model_lines(row)))
     if folder:
-        say(f"wrote {folder / FILE}")
+        write_reports(folder, records)
     return 1 if row["status"] in ("failed", "invalid") else 0
 
 

@@ -239,28 +239,35 @@ def new_folder(out: str | None) -> Path | None:
 
 
 def write_reports(folder: Path, records: Sequence[Record]) -> None:
-    """report.md and report.html of a run."""
-    from minivit.bench.html import page
-    from minivit.bench.tables import markdown
+    """report.md and report.html of a run of `bench run` or `bench model`."""
+    from minivit.bench.html import model_page, page
+    from minivit.bench.results import of_kind
+    from minivit.bench.tables import markdown, model_markdown
 
-    (folder / "report.md").write_text(markdown(records), encoding="utf-8")
-    (folder / "report.html").write_text(page(records), encoding="utf-8")
+    whole = bool(of_kind(records, "model"))
+    (folder / "report.md").write_text(model_markdown(records) if whole else markdown(records), encoding="utf-8")
+    (folder / "report.html").write_text(model_page(records) if whole else page(records), encoding="utf-8")
     say(f"wrote {folder}/report.md and {folder}/report.html")
 
 
 def run_report(args: argparse.Namespace) -> int:
-    """The rows anew from the blocks, and the reports from them."""
+    """What is told anew from the blocks, and the reports from that."""
+    from minivit.bench.model import model_row
     from minivit.bench.results import of_kind, read
     from minivit.bench.summary import rows
-    from minivit.bench.tables import cell_lines, cells
+    from minivit.bench.tables import cell_lines, cells, model_lines
 
-    records = read(args.file)
-    if not of_kind(records, "block"):
-        raise UsageError(f"{args.file}: holds no blocks of `bench run`")
-    records = [record for record in records if record["kind"] != "row"]
-    found = rows(records)
-    for cell in cells(found):
-        print("\n".join(printable(text) for text in cell_lines(cell)), end="\n\n")
+    records = [record for record in read(args.file) if record["kind"] not in ("row", "model")]
+    if of_kind(records, "model-block"):
+        found = [model_row(records)]
+        told = [model_lines(found[0])]
+    elif of_kind(records, "block"):
+        found = rows(records)
+        told = [cell_lines(cell) for cell in cells(found)]
+    else:
+        raise UsageError(f"{args.file}: nothing was timed in it")
+    for lines in told:
+        print("\n".join(printable(text) for text in lines), end="\n\n")
     if args.out:
         folder = Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
