@@ -169,7 +169,7 @@ class Machine:
     def supports(self, name, spec):
         return self.supported
 
-    def take(self, pickled, batch, seed):
+    def take(self, file, batch, seed):
         pass
 
     def errors(self, name):

@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 import gc
 import math
-import pickle
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import monotonic, perf_counter_ns
 from typing import Any
 
@@ -178,8 +178,8 @@ def serve(connection: Connection, threads: int, seconds: float, memory: int, dev
     def attends(name: str | None) -> Attend:
         return _seam(kernels[name]) if name else attend_sdpa
 
-    def take(pickled: bytes, batch: int, seed: int) -> None:
-        model, pixels = pickle.loads(pickled)
+    def take(file: str, batch: int, seed: int) -> None:
+        model, pixels = torch.load(file, weights_only=False)  # whole; time_model wrote it a moment ago
         benches[:] = [Bench(model.eval(), pixels, batch, seed=seed)]
 
     def start(name: str | None) -> tuple[float, float, int | None]:
@@ -310,50 +310,63 @@ def time_model(
         MinivitError: the kernel cannot be loaded, raised, crashed or hung.
     """
     rng = random.Random(plan.seed)
-    spec = spec_of(model, plan.batch, plan.device)
-    patience = plan.limits.seconds
     allowed = math.inf
-    for process in range(plan.processes):
-        with open_child(plan) as child:
-            if problem := ask(child, "load", plan.kernel, seconds=10 * patience):
-                raise UsageError(f"{plan.kernel}: {problem if isinstance(problem, str) else problem.detail}")
-            if (there := ask(child, "supports", plan.kernel, spec, seconds=patience)) is not True:
-                raise UsageError(f"{plan.kernel}: does not support {spec}, which {model.name} needs: {there}")
-            seed = rng.randrange(1 << 32)
-            ask(child, "take", pickle.dumps((model, pixels)), plan.batch, seed, seconds=10 * patience)
-            if not process:
-                errors: Errors = ask(child, "errors", plan.kernel, seconds=100 * patience)
-                yield {"schema": SCHEMA, "kind": "model-errors", **asdict(errors)}
-                # The kernel and the default are each so far from the truth, here; on other pictures twice that.
-                allowed = 2 * (SLACK + 1) * errors.yardstick
-            later = 0.0
-            for arm in ("default", "kernel"):
-                name = plan.kernel if arm == "kernel" else None
-                first, seconds, peak = ask(child, "start", name, seconds=10 * patience)
-                later = max(later, seconds)
-                start = {"arm": arm, "process": process, "first_forward_seconds": first, "peak_bytes": peak}
-                yield {"schema": SCHEMA, "kind": "model-start", **start}
-            samples = min(10, max(1, round(0.3 / later)))
-            begun = clock()
-            number = 0
-            slot = plan.budget / plan.processes
-            while number < LEAST_ROUNDS or (number < MOST_ROUNDS and clock() - begun < slot):
-                for arm in rng.sample(ARMS, len(ARMS)):
-                    name = plan.kernel if arm == "kernel" else None
-                    forwards, finding, counters = ask(child, "block", name, samples, allowed, seconds=10 * patience)
-                    yield {
-                        "schema": SCHEMA,
-                        "kind": "model-block",
-                        "arm": arm,
-                        "process": process,
-                        "round": number,
-                        "status": finding.status,
-                        "detail": finding.detail,
-                        "samples_us": [forward.total_us for forward in forwards],
-                        "attention_us": [forward.attention_us for forward in forwards],
-                        **counters.record(),
-                    }
-                number += 1
+    with TemporaryDirectory(prefix="minivit-") as folder:
+        file = f"{folder}/model.pt"  # not through the pipe, which is no place for hundreds of megabytes
+        torch.save((model, pixels), file)
+        for process in range(plan.processes):
+            with open_child(plan) as child:
+                _prepare(plan, child, model, file, rng.randrange(1 << 32))
+                if not process:
+                    errors: Errors = ask(child, "errors", plan.kernel, seconds=100 * plan.limits.seconds)
+                    yield {"schema": SCHEMA, "kind": "model-errors", **asdict(errors)}
+                    # The kernel and the default are each so far from the truth, here; on other pictures twice that.
+                    allowed = 2 * (SLACK + 1) * errors.yardstick
+                yield from _rounds(plan, child, process, allowed, rng, clock)
+
+
+def _prepare(plan: ModelPlan, child: Requests, model: ViT, file: str, seed: int) -> None:
+    """The kernel and the model, loaded by the process."""
+    patience = plan.limits.seconds
+    if problem := ask(child, "load", plan.kernel, seconds=10 * patience):
+        raise UsageError(f"{plan.kernel}: {problem if isinstance(problem, str) else problem.detail}")
+    spec = spec_of(model, plan.batch, plan.device)
+    if (there := ask(child, "supports", plan.kernel, spec, seconds=patience)) is not True:
+        raise UsageError(f"{plan.kernel}: does not support {spec}, which {model.name} needs: {there}")
+    ask(child, "take", file, plan.batch, seed, seconds=10 * patience)
+
+
+def _rounds(
+    plan: ModelPlan, child: Requests, process: int, allowed: float, rng: random.Random, clock: Callable[[], float]
+) -> Iterator[Record]:
+    """The first forwards, and then one block of every arm in random order, round after round."""
+    patience = 10 * plan.limits.seconds
+    later = 0.0
+    for arm in ("default", "kernel"):
+        first, seconds, peak = ask(child, "start", plan.kernel if arm == "kernel" else None, seconds=patience)
+        later = max(later, seconds)
+        start = {"arm": arm, "process": process, "first_forward_seconds": first, "peak_bytes": peak}
+        yield {"schema": SCHEMA, "kind": "model-start", **start}
+    samples = min(10, max(1, round(0.3 / later)))
+    begun = clock()
+    number = 0
+    while number < LEAST_ROUNDS or (number < MOST_ROUNDS and clock() - begun < plan.budget / plan.processes):
+        for arm in rng.sample(ARMS, len(ARMS)):
+            name = plan.kernel if arm == "kernel" else None
+            forwards, finding, counters = ask(child, "block", name, samples, allowed, seconds=patience)
+            yield {
+                "schema": SCHEMA,
+                "kind": "model-block",
+                "arm": arm,
+                "process": process,
+                "round": number,
+                "status": finding.status,
+                "detail": finding.detail,
+                "samples_us": [forward.total_us for forward in forwards],
+                "attention_us": [forward.attention_us for forward in forwards],
+                **counters.record(),
+            }
+        number += 1
 
 
 def spec_of(model: ViT, batch: int, device: str) -> Spec:
