@@ -27,6 +27,7 @@
 namespace {
 
 using Word = uint32_t;
+using Byte = unsigned char;
 
 // --- the vectors: everything that AVX-512 and AVX2 say differently
 
@@ -193,17 +194,17 @@ struct Panels {
   }
 };
 
-// A row of `size` numbers, followed by zeros up to whole vectors of words.
+// Rows of `size` numbers that may be read in whole vectors of words: where they lie, or a copy with zeros behind it.
 template <class T>
-struct Row {
-  std::vector<T> numbers;
+struct Rows {
   int64_t size;
+  std::vector<T> copy, zeros;
 
-  explicit Row(int64_t size) : numbers(divide_up(size, 32) * 32, T(0)), size(size) {}
-  const T* copy(const T* from) {
-    if (from) std::memcpy(numbers.data(), from, size * sizeof(T));
-    else std::fill(numbers.begin(), numbers.end(), T(0));
-    return numbers.data();
+  explicit Rows(int64_t size) : size(size), copy(divide_up(size, 32) * 32, T(0)), zeros(copy) {}
+  const T* read(const T* row) {
+    if (size % 32 == 0) return row;
+    std::memcpy(copy.data(), row, size * sizeof(T));
+    return copy.data();
   }
 };
 
@@ -214,9 +215,25 @@ inline Vec words_of(const T* row, int64_t vector) {
   else return load(row + vector * LANES);
 }
 
+template <class T>
+struct Block {
+  const T* from = nullptr;
+  int64_t stride = 0, rows = 0;
+};
+
+// Rows that will be wanted soon: each of their cache lines is loaded and thrown away, many at once. They are 9 KB apart
+// in the qkv of a ViT-B, so that no prefetcher sees them coming, and the instructions for prefetching helped less on
+// Zen 4, as did fewer loads at a time, between the products.
+template <class T>
+inline void touch(const Block<T>& block, int64_t size) {
+  for (int64_t r = 0; r < block.rows; ++r)
+    for (int64_t i = 0; i < size; i += 64 / sizeof(T)) (void)*(const volatile Byte*)(block.from + r * block.stride + i);
+}
+
 struct Strides {
   int64_t batch, head, token;  // in elements; those of a head lie one after the other
   explicit Strides(const at::Tensor& x) : batch(x.stride(0)), head(x.stride(1)), token(x.stride(2)) {}
+  int64_t at(int64_t b, int64_t a, int64_t n) const { return b * batch + a * head + n * token; }
 };
 
 // One thread's view of the problem, and all the memory it works in.
@@ -228,7 +245,7 @@ struct Worker {
   int64_t keys, head_dim;
   float scale;  // times log2(e), for exp2
   Panels k, v;  // of the present head
-  Row<T> row, next;
+  Rows<T> rows, next_rows;
   std::vector<Line> queries, logits, mix;  // of the present block of queries, as [vector][row][LANES]
 
   Worker(int64_t keys, int64_t head_dim, double scale)
@@ -237,8 +254,8 @@ struct Worker {
         scale(scale * M_LOG2E),
         k(divide_up(head_dim, PER_WORD), divide_up(keys, LANES)),
         v(divide_up(keys, PER_WORD), divide_up(head_dim, LANES)),
-        row(head_dim),
-        next(head_dim),
+        rows(head_dim),
+        next_rows(head_dim),
         queries(divide_up(k.depth, LANES) * ROWS),
         logits(KEYS / LANES * ROWS),
         mix(v.vectors * ROWS) {}
@@ -249,7 +266,7 @@ struct Worker {
     float* words = (float*)four.data();
     for (int64_t m = 0; m < keys; m += 4) {
       for (int i = 0; i < 4; ++i) {
-        const T* key = row.copy(m + i < keys ? from + (m + i) * stride : nullptr);
+        const T* key = m + i < keys ? rows.read(from + (m + i) * stride) : rows.zeros.data();
         for (int64_t t = 0; t < vectors; ++t) store(words + (i * vectors + t) * LANES, words_of<Words>(key, t));
       }
       Word* to = k.at(0, m / LANES) + m % LANES;
@@ -265,11 +282,11 @@ struct Worker {
 
   void lay_out_values(const T* from, int64_t stride) {
     for (int64_t m = 0; m < keys; m += PER_WORD) {
-      const T* value = row.copy(from + m * stride);
+      const T* value = rows.read(from + m * stride);
       if constexpr (PER_WORD == 1) {
         for (int64_t t = 0; t < v.vectors; ++t) store((float*)v.at(m, t), load(value + t * LANES));
       } else {
-        const T* after = next.copy(m + 1 < keys ? from + (m + 1) * stride : nullptr);
+        const T* after = m + 1 < keys ? next_rows.read(from + (m + 1) * stride) : rows.zeros.data();
         for (int64_t t = 0; t < v.vectors; ++t) {
           // A float that was widened from bfloat16 is its bits, then 16 zeros.
           const __m512i low = _mm512_srli_epi32((__m512i)load(value + t * LANES), 16);
@@ -279,35 +296,37 @@ struct Worker {
     }
   }
 
-  // Row by row: the largest logit so far, the probabilities relative to it in the place of the logits, their sum.
+  // The largest logit so far of each row, the probabilities relative to it in the place of the logits, their sum.
   template <int R>
   void softmax(int64_t vectors, float (&largest)[R], float (&weight)[R], float (&shrink)[R]) {
-    float* block = (float*)logits.data();
+    float* const block = (float*)logits.data();
     for (int r = 0; r < R; ++r) {
-      float* at = block + r * LANES;
-      Vec most = load(at);
-      for (int64_t t = 1; t < vectors; ++t) most = larger(most, load(at + t * R * LANES));
-      const float now = std::max(largest[r], largest_of(most));
-      // A row of nothing but -inf so far has no weight: not exp(-inf + inf), which is nan.
-      const Vec base = all(now == -INFINITY ? 0 : now);
+      Vec most = load(block + r * LANES);
+      for (int64_t t = 1; t < vectors; ++t) most = larger(most, load(block + (t * R + r) * LANES));
+      const float now = std::max(largest[r], scale * largest_of(most));
       shrink[r] = largest[r] == -INFINITY ? 0 : std::exp2(largest[r] - now);
       largest[r] = now;
+    }
+    for (int r = 0; r < R; ++r) {
+      // A row of nothing but -inf so far has no weight: not exp(-inf + inf), which is nan.
+      const Vec base = all(largest[r] == -INFINITY ? 0 : -largest[r]);
+      const auto probs = [&](int64_t t) {
+        return exp2<Words>(multiply_add(load(block + (t * R + r) * LANES), all(scale), base));
+      };
       Vec sum = all(0);
       if constexpr (PER_WORD == 1) {
         for (int64_t t = 0; t < vectors; ++t) {
-          const Vec probs = exp2<Words>(subtract(load(at + t * R * LANES), base));
-          sum = add(sum, probs);
-          store(at + t * R * LANES, probs);
+          const Vec x = probs(t);
+          sum = add(sum, x);
+          store(block + (t * R + r) * LANES, x);
         }
       } else {
         const Vec ones = (Vec)_mm512_set1_epi32(0x3f803f80);
         for (int64_t t = 0; t < vectors; t += 2) {
-          const Vec low = exp2<Words>(subtract(load(at + t * R * LANES), base));
-          const Vec high = t + 1 < vectors ? exp2<Words>(subtract(load(at + (t + 1) * R * LANES), base)) : all(0);
-          const Vec probs = (Vec)_mm512_cvtne2ps_pbh(high, low);
+          const Vec x = (Vec)_mm512_cvtne2ps_pbh(t + 1 < vectors ? probs(t + 1) : all(0), probs(t));
           // What is divided by is the sum of what is multiplied with.
-          sum = _mm512_dpbf16_ps(sum, (__m512bh)probs, (__m512bh)ones);
-          store(at + t / 2 * R * LANES, probs);
+          sum = _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)ones);
+          store(block + (t / 2 * R + r) * LANES, x);
         }
       }
       weight[r] = weight[r] * shrink[r] + sum_of(sum);
@@ -322,7 +341,7 @@ struct Worker {
     multiply<Words, R, C>(queries.data()->words, k.at(0, vector), k.depth, sums);
     float* at = (float*)logits.data() + to * R * LANES;
     for (int c = 0; c < C; ++c)
-      for (int r = 0; r < R; ++r) store(at + (c * R + r) * LANES, times(sums[c][r], all(scale)));
+      for (int r = 0; r < R; ++r) store(at + (c * R + r) * LANES, sums[c][r]);
   }
 
   template <int R, int C>
@@ -340,7 +359,7 @@ struct Worker {
   template <int R>
   void attend(const T* q, int64_t q_stride, T* out, int64_t out_stride) {
     for (int r = 0; r < R; ++r) {
-      const T* query = row.copy(q + r * q_stride);
+      const T* query = rows.read(q + r * q_stride);
       for (int64_t t = 0; t < divide_up(k.depth, LANES); ++t)
         store((float*)queries.data() + (t * R + r) * LANES, words_of<Words>(query, t));
     }
@@ -395,22 +414,34 @@ struct Worker {
 
 template <class T>
 void attend_all(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale, at::Tensor& out) {
-  const int64_t heads = q.size(1), queries = q.size(2), blocks = divide_up(queries, ROWS);
+  const int64_t heads = q.size(1), queries = q.size(2), head_dim = q.size(3), keys = k.size(2);
+  const int64_t all_heads = q.size(0) * heads, blocks = divide_up(queries, ROWS);
   const Strides qs(q), ks(k), vs(v), os(out);
-  at::parallel_for(0, q.size(0) * heads * blocks, 1, [&](int64_t begin, int64_t end) {
-    Worker<T> worker(k.size(2), q.size(3), scale);
-    int64_t laid_out = -1;
+  const T *q_at = q.const_data_ptr<T>(), *k_at = k.const_data_ptr<T>(), *v_at = v.const_data_ptr<T>();
+  T* out_at = out.data_ptr<T>();
+  // Block i of queries, all heads counted on, and this block's share of the keys or values of the next head.
+  const auto queries_of = [=](int64_t i) {
+    const int64_t head = i / blocks, first = i % blocks * ROWS;
+    return Block<T>{q_at + qs.at(head / heads, head % heads, first), qs.token, std::min(ROWS + 0L, queries - first)};
+  };
+  const auto share_of_next = [=](const T* x, const Strides& xs, int64_t i) {
+    const int64_t head = i / blocks + 1, first = keys * (i % blocks) / blocks, end = keys * (i % blocks + 1) / blocks;
+    if (head == all_heads) return Block<T>{};
+    return Block<T>{x + xs.at(head / heads, head % heads, first), xs.token, end - first};
+  };
+  at::parallel_for(0, all_heads * blocks, 1, [&](int64_t begin, int64_t end) {
+    Worker<T> worker(keys, head_dim, scale);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / blocks / heads, a = i / blocks % heads, first = i % blocks * ROWS;
-      if (laid_out != i / blocks) {
-        worker.lay_out_keys(k.const_data_ptr<T>() + b * ks.batch + a * ks.head, ks.token);
-        worker.lay_out_values(v.const_data_ptr<T>() + b * vs.batch + a * vs.head, vs.token);
-        laid_out = i / blocks;
+      const int64_t head = i / blocks, b = head / heads, a = head % heads;
+      if (i == begin || i % blocks == 0) {
+        worker.lay_out_keys(k_at + ks.at(b, a, 0), ks.token);
+        worker.lay_out_values(v_at + vs.at(b, a, 0), vs.token);
       }
-      worker.attend_rows(
-          std::min<int64_t>(ROWS, queries - first),
-          q.const_data_ptr<T>() + b * qs.batch + a * qs.head + first * qs.token, qs.token,
-          out.data_ptr<T>() + b * os.batch + a * os.head + first * os.token, os.token);
+      if (i + 1 < end) touch(queries_of(i + 1), head_dim);
+      touch(share_of_next(k_at, ks, i), head_dim);
+      touch(share_of_next(v_at, vs, i), head_dim);
+      const Block<T> here = queries_of(i);
+      worker.attend_rows(here.rows, here.from, here.stride, out_at + os.at(b, a, i % blocks * ROWS), os.token);
     }
   });
 }
@@ -423,6 +454,10 @@ at::Tensor attention(at::Tensor q, at::Tensor k, at::Tensor v, double scale) {
               "q and k do not fit: ", q.sizes(), " and ", k.sizes());
   for (const at::Tensor* x : {&q, &k, &v})
     TORCH_CHECK(x->device().is_cpu() && x->scalar_type() == q.scalar_type(), "q, k, v must be of one dtype, on the CPU");
+  if (scale <= 0) {  // the largest logit, which softmax subtracts, is to be that of the largest product
+    q = q * (scale < 0 ? -1 : 0);
+    scale = scale < 0 ? -scale : 1;
+  }
   for (at::Tensor* x : {&q, &k, &v})
     if (x->stride(3) != 1) *x = x->contiguous();
   at::Tensor out = at::empty({q.size(0), q.size(2), q.size(1), q.size(3)}, q.options()).transpose(1, 2);

@@ -1,4 +1,4 @@
-"""The same lines as eager.py for torch.compile, which makes loops of its own of them; needs a C++ compiler on the CPU."""
+"""The lines of eager.py for torch.compile, which makes its own loops of them; needs a C++ compiler on the CPU."""
 
 import torch
 from torch import Tensor
