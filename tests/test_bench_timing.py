@@ -238,6 +238,8 @@ def test_a_kernel_that_slows_over_time_is_unsteady_and_a_machine_that_does_is_no
     records = simulate({MINE: slows, "sdpa": steady(200)}, 4)
     row = row_of(records, MINE)
     assert row["status"] == "unsteady" and "slower, against the baseline, at the end" in row["detail"]
+    unasked = row_of(simulate({MINE: slows, "sdpa": steady(200)}, 4, unverified=True), MINE)
+    assert unasked["status"] == "unverified" and "also unsteady" in unasked["detail"]
     both = simulate({MINE: slows, "sdpa": lambda call: 2 * slows(2 * call)}, 4)
     assert row_of(both, MINE)["status"] == "verified"
 

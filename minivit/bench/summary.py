@@ -88,7 +88,8 @@ def _roof(record: Record) -> Roof:
 
 def doubtful(found: Iterable[Record]) -> set[int]:
     """The numbers of threads of rows that are faster than their roof: it may be the roof that is wrong."""
-    return {row["threads"] for row in found if row["of_roof"] and row["of_roof"] > 1}
+    right = [row for row in found if row["of_roof"] and row["of_limit"] <= 1]
+    return {row["threads"] for row in right if row["of_roof"] > 1}
 
 
 def _cell(records: list[Record], head: Record, verdicts: dict[str, bool], roof: Roof | None) -> list[Record]:
@@ -215,16 +216,24 @@ def _trust(
         fastest = min(series.medians.values()) / 1e6
         if reason := impossible(fastest, spec_of(row), row["direction"], row["mode"], roof):
             return "invalid", reason
+    weaker = _weaker(row, series, both)
     if head["unverified"]:
-        return "unverified", TRUST["unverified"]
+        also = "".join(f"; also {word}: {reason}" for word, reason in weaker)
+        return "unverified", f"{TRUST['unverified']}{also}"
+    return weaker[0] if weaker else ("verified", "")
+
+
+def _weaker(row: Record, series: Series, both: tuple[Series, Series]) -> list[tuple[str, str]]:
+    """What takes some trust from a row whose answers are right, the worse first."""
+    found = []
     if row["role"] not in ("baseline", "again"):
         slower = drift(series, ratios_to_both(both, series))
         if slower is not None and slower > max(DRIFT, row["resolution"] or 0):
-            return "unsteady", f"{slower:.0%} slower, against the baseline, at the end than at the start"
+            found.append(("unsteady", f"{slower:.0%} slower, against the baseline, at the end than at the start"))
     if row["noisy"] > MOST_NOISY * row["blocks"]:
         reason = next(block["noise"] for block in series.blocks if block["noise"])
-        return "noisy", f"{row['noisy']} of {row['blocks']} blocks, for one: {reason}"
-    return "verified", ""
+        found.append(("noisy", f"{row['noisy']} of {row['blocks']} blocks, for one: {reason}"))
+    return found
 
 
 def drift(series: Series, compared: dict[tuple[int, int], float]) -> float | None:
