@@ -158,6 +158,19 @@ def serve(connection: Connection, limits: Limits, device: str) -> None:
                 connection.send(finding)
 
 
+def reply(connection: Connection, requests: dict[str, Callable[..., Any]], seconds: float) -> None:
+    """Answer requests by their names until nobody asks any more; what a kernel raises is an answer too."""
+    with suppress(EOFError, OSError):
+        while True:
+            what, *rest = connection.recv()
+            with watched(seconds):
+                try:
+                    answer = requests[what](*rest)
+                except Exception as error:
+                    answer = raised(error)
+            connection.send(answer)
+
+
 @contextmanager
 def watched(seconds: float) -> Iterator[None]:
     """End this process when what is done takes longer: should the one who asks be gone, nobody else would."""

@@ -12,7 +12,7 @@ import gc
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from statistics import median
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from minivit.attention import Attend, attend_reference, attend_sdpa
 from minivit.bench import cuda, isolate, machine, worker
-from minivit.bench.answers import Finding, KernelError, judged, raised
+from minivit.bench.answers import Finding, KernelError, judged
 from minivit.bench.isolate import Child, Limits
 from minivit.bench.kernels import Kernel, sha256
 from minivit.bench.machine import Counters
@@ -34,7 +34,7 @@ from minivit.bench.rule import SLACK, judge
 from minivit.bench.run import LEAST_ROUNDS, Record, Requests, ask
 from minivit.bench.specs import Spec, name_of
 from minivit.bench.stats import interval
-from minivit.bench.summary import TRUST, Series, ratios, ratios_to_both
+from minivit.bench.summary import TRUST, Series, ratios_to_both, resolution_of
 from minivit.errors import UsageError
 from minivit.model import ViT
 
@@ -203,15 +203,7 @@ def serve(connection: Connection, threads: int, seconds: float, memory: int, dev
         "start": start,
         "block": block,
     }
-    with suppress(EOFError, OSError):
-        while True:
-            what, *rest = connection.recv()
-            with isolate.watched(20 * seconds):
-                try:
-                    answer = requests[what](*rest)
-                except Exception as error:
-                    answer = raised(error)
-            connection.send(answer)
+    isolate.reply(connection, requests, 20 * seconds)
 
 
 def _seam(kernel: Kernel) -> Attend:
@@ -404,9 +396,7 @@ def model_row(records: Iterable[Record]) -> Record:
         arm: sorted(head["batch"] * 1e6 / rate for rate in (median(one.medians.values()), *interval_of(one)))
         for arm, one in series.items()
     }
-    same = ratios(series["default"], series["again"])
-    low, high = interval(series["default"].by_process(same))
-    resolution = max(high - 1, 1 - low, abs(median(same.values()) - 1))
+    resolution = resolution_of(series["default"], series["again"])
     gains = ratios_to_both((series["default"], series["again"]), series["kernel"])
     gain = median(gains.values())
     gain_low, gain_high = interval(series["default"].by_process(gains))
@@ -481,7 +471,7 @@ def _trust(row: Record, blocks: Sequence[Record], head: Record) -> tuple[str, st
         return "failed", f"{len(unexplained)} pictures change their class by more than rounding explains"
     if wrong := [block for block in blocks if block["status"] == "fail"]:
         return "invalid", f"{len(wrong)} of {len(blocks)} timed answers looked at are wrong: {wrong[0]['detail']}"
-    if row["gain_low"] > row["ceiling"] * (1 + row["resolution"]):
+    if row["gain_low"] > row["ceiling"] * (1 + (row["resolution"] or 0)):
         return "invalid", f"a gain of {row['gain']:.3f} is above the ceiling of {row['ceiling']:.3f}"
     if head["unverified"]:
         return "unverified", TRUST["unverified"]

@@ -16,7 +16,6 @@ from minivit.bench.answers import STATUSES
 from minivit.bench.checks import CHECKS
 from minivit.bench.isolate import Limits, Row
 from minivit.bench.kernels import sha256
-from minivit.bench.specs import name_of
 
 SCHEMA = 1  # of the JSON records; a field is only ever added under the same number
 
@@ -54,18 +53,7 @@ def case_record(row: Row, *, seed: int, command: str | None) -> dict[str, Any]:
     """One row. A number that is not finite becomes null: the detail says what it was."""
     record: dict[str, Any] = {"schema": SCHEMA, "kind": "case", "kernel": row.kernel, "case": None}
     if row.case:
-        spec = row.case.spec
-        record |= {
-            "case": str(row.case),
-            "check": row.case.check,
-            "batch": spec.batch,
-            "heads": spec.heads,
-            "tokens": spec.tokens,
-            "head_dim": spec.head_dim,
-            "dtype": name_of(spec.dtype),
-            "layout": spec.layout,
-            "device": spec.device,
-        }
+        record |= {"case": str(row.case), "check": row.case.check, **row.case.spec.key()}
     numbers = {name: value if math.isfinite(value) else None for name, value in row.finding.numbers.items()}
     outcome = {"status": row.finding.status, "detail": row.finding.detail, "numbers": numbers}
     return record | outcome | {"seed": seed, "command": command}

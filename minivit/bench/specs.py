@@ -45,6 +45,18 @@ class Spec:
         shape = f"{self.batch}x{self.heads}x{self.tokens}x{self.head_dim}"
         return f"{shape}/{name_of(self.dtype)}/{self.layout}"
 
+    def key(self) -> dict[str, Any]:
+        """As it stands in JSON."""
+        return {
+            "batch": self.batch,
+            "heads": self.heads,
+            "tokens": self.tokens,
+            "head_dim": self.head_dim,
+            "dtype": name_of(self.dtype),
+            "layout": self.layout,
+            "device": self.device,
+        }
+
     @property
     def scale(self) -> float:
         return self.head_dim**-0.5
@@ -132,18 +144,7 @@ class Cell:
 
     def key(self) -> dict[str, Any]:
         """As it stands in JSON."""
-        spec = self.spec
-        return {
-            "batch": spec.batch,
-            "heads": spec.heads,
-            "tokens": spec.tokens,
-            "head_dim": spec.head_dim,
-            "dtype": name_of(spec.dtype),
-            "layout": spec.layout,
-            "device": spec.device,
-            "direction": self.direction,
-            "mode": self.mode,
-        }
+        return {**self.spec.key(), "direction": self.direction, "mode": self.mode}
 
 
 def parse_shape(text: str) -> tuple[tuple[int, int, int, int], ...]:

@@ -67,6 +67,15 @@ def ratios(base: Series, *others: Series) -> dict[tuple[int, int], float]:
     return {number: first[number] * len(rest) / sum(other[number] for other in rest) for number in rounds}
 
 
+def resolution_of(one: Series, same: Series) -> float | None:
+    """The largest difference between two arms that are equal which the samples allow: what is below it is noise."""
+    seen = ratios(one, same)
+    if not seen:
+        return None
+    low, high = interval(one.by_process(seen))
+    return max(high - 1, 1 - low)
+
+
 def rows(records: Iterable[Record]) -> list[Record]:
     """A record of kind "row" for every arm in every cell, in the order of the cells."""
     every = list(records)
@@ -105,10 +114,7 @@ def _cell(records: list[Record], head: Record, verdicts: dict[str, bool], roof: 
         for name, _, _ in arms
     }
     both = series[baseline], series[f"{baseline} (again)"]
-    resolution = None
-    if same := ratios(*both):
-        low, high = interval(both[0].by_process(same))
-        resolution = max(high - 1, 1 - low, abs(median(same.values()) - 1))
+    resolution = resolution_of(*both)
     found = []
     for name, kernel, role in arms:
         starts = [r for r in records if r["kind"] == "start" and r["kernel"] == kernel]

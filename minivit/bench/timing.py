@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
@@ -236,15 +235,7 @@ def serve(connection: Connection, threads: int, seconds: float, memory: int, dev
         "block": block,
         "settled": lambda: (torch.get_num_threads(), machine.allowed_cores()),
     }
-    with suppress(EOFError, OSError):
-        while True:
-            what, *rest = connection.recv()
-            with isolate.watched(20 * seconds):
-                try:
-                    answer = requests[what](*rest)
-                except Exception as error:  # of the kernel, in a block
-                    answer = raised(error)
-            connection.send(answer)
+    isolate.reply(connection, requests, 20 * seconds)
 
 
 def affordable(call_ns: int, block_seconds: float) -> tuple[int, int]:
