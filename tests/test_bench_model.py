@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import fakes
@@ -17,7 +18,6 @@ from minivit.bench.answers import Finding
 from minivit.bench.model import (
     Bench,
     Errors,
-    Forward,
     ModelPlan,
     attend_with,
     bench_record,
@@ -30,6 +30,7 @@ from minivit.bench.model import (
 )
 from minivit.bench.results import read
 from minivit.bench.tables import model_lines
+from minivit.bench.timing import Block
 from minivit.cli import main
 from minivit.errors import UsageError
 
@@ -38,7 +39,8 @@ BENCH_FIELDS = [
     *("threads", "processes", "budget_seconds", "unverified", "seed", "environment"),
 ]
 BLOCK_FIELDS = [
-    *("schema", "kind", "arm", "process", "round", "status", "detail", "samples_us", "attention_us", "cpu_seconds"),
+    *("schema", "kind", "arm", "process", "round", "attempt", "kept", "noise", "status", "detail"),
+    *("samples_us", "attention_us", "wall_seconds", "cpu_seconds"),
     *("minor_faults", "major_faults", "voluntary_switches", "involuntary_switches", "waited_seconds", "stolen_seconds"),
 ]
 MODEL_FIELDS = [
@@ -132,7 +134,7 @@ def test_the_share_of_attention_is_taken_inside_the_kernel():
 def test_a_model_answered_from_memory_is_caught():
     bench = Bench(fakes.build(dtype=torch.float32), fakes.pixels(3, dtype=torch.float32), 2, seed=1)
     allowed = 6 * bench.errors(attend_sdpa).yardstick
-    assert time_block(bench, attend_reference, 3, allowed)[1].status == "pass"
+    assert time_block(bench, attend_reference, 3, allowed)[0].verdict.status == "pass"
     kept = {}
 
     def remembers(q, k, v, *, scale):
@@ -141,7 +143,7 @@ def test_a_model_answered_from_memory_is_caught():
         return kept.setdefault(number, attend_reference(q, k, v, scale=scale))
 
     remembers.turn = 0
-    finding = time_block(bench, remembers, 5, allowed)[1]
+    finding = time_block(bench, remembers, 5, allowed)[0].verdict
     assert finding.status == "fail" and "from the default's" in finding.detail
 
 
@@ -155,6 +157,7 @@ class Machine:
         self.times = {None: (1000.0, 200.0), "eager": (total, attention)}
         self.errors_found = errors or judged_model(logits_of(), BLOCKS, terms=8)
         self.now, self.turn, self.supported, self.verdict = 0.0, 0, True, Finding(status="pass")
+        self.counters = QUIET
 
     @contextmanager
     def open(self, plan):
@@ -182,7 +185,10 @@ class Machine:
         self.turn += 1
         self.now += 0.1
         total, attention = (value * (1 + 0.002 * (self.turn * 7 % 5 - 2)) for value in self.times[name])
-        return [Forward(total_us=total, attention_us=attention)] * samples, self.verdict, QUIET
+        block = Block(
+            samples_us=[total] * samples, calls=1, verdict=self.verdict, counters=self.counters, wall_seconds=0.1
+        )
+        return block, [attention] * samples
 
 
 def run_of(machine: Machine, **changes):
@@ -235,6 +241,11 @@ def test_wrong_answers_and_what_is_not_supported():
     machine.verdict = Finding(status="fail", detail="the logits of a timed forward are 3 from the default's")
     assert run_of(machine)[1]["status"] == "invalid"
     assert run_of(Machine(), unverified=True)[1]["status"] == "unverified"
+    machine = Machine()
+    machine.counters = replace(QUIET, waited_seconds=0.1)
+    records, row = run_of(machine)
+    assert row["status"] == "noisy" and "for a core that others had" in row["detail"]
+    assert sum(not r["kept"] for r in records if r["kind"] == "model-block") * 3 == 2 * machine.turn
     machine.supported = "only 64 tokens"
     with pytest.raises(UsageError, match=r"does not support 2x3x16x7/float32/packed.*only 64 tokens"):
         run_of(machine)

@@ -31,10 +31,11 @@ from minivit.bench.kernels import Kernel, sha256
 from minivit.bench.machine import Counters
 from minivit.bench.report import SCHEMA
 from minivit.bench.rule import SLACK, judge
-from minivit.bench.run import LEAST_ROUNDS, Record, Requests, ask
+from minivit.bench.run import LEAST_ROUNDS, MOST_ATTEMPTS, Record, Requests, ask, noisy
 from minivit.bench.specs import Spec, name_of
 from minivit.bench.stats import interval
-from minivit.bench.summary import TRUST, Series, ratios_to_both, resolution_of
+from minivit.bench.summary import MOST_NOISY, TRUST, Series, ratios_to_both, resolution_of
+from minivit.bench.timing import Block
 from minivit.errors import UsageError
 from minivit.model import ViT
 
@@ -192,7 +193,7 @@ def serve(connection: Connection, threads: int, seconds: float, memory: int, dev
         pixels = benches[0].pixels
         return first, later, cuda.peak_memory(again, pixels) if pixels.is_cuda else machine.peak_memory(again)
 
-    def block(name: str | None, samples: int, allowed: float) -> tuple[list[Forward], Finding, Counters]:
+    def block(name: str | None, samples: int, allowed: float) -> tuple[Block, list[float]]:
         return time_block(benches[0], attends(name), samples, allowed)
 
     requests: dict[str, Callable[..., Any]] = {
@@ -215,12 +216,15 @@ def _seam(kernel: Kernel) -> Attend:
     return attend
 
 
-def time_block(bench: Bench, attend: Attend, samples: int, allowed: float) -> tuple[list[Forward], Finding, Counters]:
-    """Timed forwards, one of whose answers, drawn in secret, may be so far from what the default answers there."""
+def time_block(bench: Bench, attend: Attend, samples: int, allowed: float) -> tuple[Block, list[float]]:
+    """A block of forwards, and the microseconds of each that were attention.
+
+    The logits of one of them, drawn in secret, may be `allowed` from what the default answers there.
+    """
     bench.forward(attend)
     drawn = bench.random.randrange(samples)
     found = []
-    before = Counters.now()
+    before, wall = Counters.now(), perf_counter_ns()
     gc.disable()
     try:
         for i in range(samples):
@@ -230,14 +234,18 @@ def time_block(bench: Bench, attend: Attend, samples: int, allowed: float) -> tu
                 kept = pixels, logits
     finally:
         gc.enable()
-    counters = Counters.now().since(before)
+    counters, wall = Counters.now().since(before), perf_counter_ns() - wall
     with torch.inference_mode():
         default = attend_with(bench.model, attend_sdpa)(kept[0])
     apart = (kept[1].double() - default.double()).abs().max().item()
     if apart <= allowed:  # which no nan is
-        return found, Finding(status="pass", numbers={"of_limit": apart / allowed}), counters
-    detail = f"the logits of a timed forward are {apart:.3g} from the default's; {allowed:.3g} is allowed"
-    return found, Finding(status="fail", detail=detail), counters
+        verdict = Finding(status="pass", numbers={"of_limit": apart / allowed})
+    else:
+        detail = f"the logits of a timed forward are {apart:.3g} from the default's; {allowed:.3g} is allowed"
+        verdict = Finding(status="fail", detail=detail)
+    totals = [forward.total_us for forward in found]
+    block = Block(samples_us=totals, calls=1, verdict=verdict, counters=counters, wall_seconds=wall / 1e9)
+    return block, [forward.attention_us for forward in found]
 
 
 # --- the process that asks
@@ -344,20 +352,29 @@ def _rounds(
     number = 0
     while number < LEAST_ROUNDS or (number < MOST_ROUNDS and clock() - begun < plan.budget / plan.processes):
         for arm in rng.sample(ARMS, len(ARMS)):
-            name = plan.kernel if arm == "kernel" else None
-            forwards, finding, counters = ask(child, "block", name, samples, allowed, seconds=patience)
-            yield {
-                "schema": SCHEMA,
-                "kind": "model-block",
-                "arm": arm,
-                "process": process,
-                "round": number,
-                "status": finding.status,
-                "detail": finding.detail,
-                "samples_us": [forward.total_us for forward in forwards],
-                "attention_us": [forward.attention_us for forward in forwards],
-                **counters.record(),
-            }
+            for attempt in range(MOST_ATTEMPTS):
+                name = plan.kernel if arm == "kernel" else None
+                block, attention = ask(child, "block", name, samples, allowed, seconds=patience)
+                noise = noisy(block, plan.threads)
+                last = noise is None or attempt == MOST_ATTEMPTS - 1
+                yield {
+                    "schema": SCHEMA,
+                    "kind": "model-block",
+                    "arm": arm,
+                    "process": process,
+                    "round": number,
+                    "attempt": attempt,
+                    "kept": last,
+                    "noise": noise,
+                    "status": block.verdict.status,
+                    "detail": block.verdict.detail,
+                    "samples_us": block.samples_us,
+                    "attention_us": attention,
+                    "wall_seconds": block.wall_seconds,
+                    **block.counters.record(),
+                }
+                if last:
+                    break
         number += 1
 
 
@@ -391,7 +408,8 @@ def model_row(records: Iterable[Record]) -> Record:
     head = next(record for record in every if record["kind"] == "model-bench")
     errors = next(record for record in every if record["kind"] == "model-errors")
     blocks = [record for record in every if record["kind"] == "model-block"]
-    series = {arm: Series([record for record in blocks if record["arm"] == arm]) for arm in ARMS}
+    kept = [record for record in blocks if record["kept"]]
+    series = {arm: Series([record for record in kept if record["arm"] == arm]) for arm in ARMS}
     rates = {
         arm: sorted(head["batch"] * 1e6 / rate for rate in (median(one.medians.values()), *interval_of(one)))
         for arm, one in series.items()
@@ -475,4 +493,8 @@ def _trust(row: Record, blocks: Sequence[Record], head: Record) -> tuple[str, st
         return "invalid", f"a gain of {row['gain']:.3f} is above the ceiling of {row['ceiling']:.3f}"
     if head["unverified"]:
         return "unverified", TRUST["unverified"]
+    kept = [block for block in blocks if block["kept"]]
+    disturbed = [block["noise"] for block in kept if block["noise"]]
+    if len(disturbed) > MOST_NOISY * len(kept):
+        return "noisy", f"{len(disturbed)} of {len(kept)} blocks, for one: {disturbed[0]}"
     return "verified", ""
