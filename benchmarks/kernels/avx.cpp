@@ -12,7 +12,8 @@
 // algorithm 1), so that the probabilities of a block of queries never leave the L1 cache.
 //
 // A "word" is 32 bits: one float, or two neighbours of bfloat16 along the depth, which vdpbf16ps multiplies and adds to
-// a sum in float32. Without that instruction half precision is widened to float where it is laid out.
+// a sum in float32, with denormals taken for zero. Without that instruction half precision is widened to float where it
+// is laid out.
 
 #include <ATen/Parallel.h>
 #include <immintrin.h>
@@ -21,7 +22,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 namespace {
@@ -43,7 +43,9 @@ inline Vec load(const at::BFloat16* x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)x)), 16));
 }
 inline void store(float* to, Vec x) { _mm512_storeu_ps(to, x); }
-inline void store(at::Half* to, Vec x) { _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
+inline void store(at::Half* to, Vec x) {
+  _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec subtract(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec times(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
@@ -67,7 +69,9 @@ inline Vec load(const at::BFloat16* x) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)x)), 16));
 }
 inline void store(float* to, Vec x) { _mm256_storeu_ps(to, x); }
-inline void store(at::Half* to, Vec x) { _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
+inline void store(at::Half* to, Vec x) {
+  _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
 inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec subtract(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec times(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
@@ -186,7 +190,8 @@ struct Panels {
   int64_t depth, vectors;
   std::vector<Line> lines;
 
-  Panels(int64_t depth, int64_t vectors) : depth(depth), vectors(vectors), lines(divide_up(depth * vectors * LANES, 16)) {}
+  Panels(int64_t depth, int64_t vectors)
+      : depth(depth), vectors(vectors), lines(divide_up(depth * vectors * LANES, 16)) {}
   int width(int64_t vector) const { return vectors - vector / 2 * 2 >= 2 ? 2 : 1; }
   Word* at(int64_t row, int64_t vector) {
     const int64_t first = vector / 2 * 2;
@@ -215,6 +220,7 @@ inline Vec words_of(const T* row, int64_t vector) {
   else return load(row + vector * LANES);
 }
 
+// Rows of a tensor, `stride` elements apart.
 template <class T>
 struct Block {
   const T* from = nullptr;
@@ -260,9 +266,10 @@ struct Worker {
         logits(KEYS / LANES * ROWS),
         mix(v.vectors * ROWS) {}
 
+  // Four keys at a time: their words in rows, then 4 x 4 of them at a time turned over.
   void lay_out_keys(const T* from, int64_t stride) {
     const int64_t vectors = divide_up(k.depth, LANES);
-    std::vector<Line> four(4 * vectors);  // keys, as words
+    std::vector<Line> four(4 * vectors);
     float* words = (float*)four.data();
     for (int64_t m = 0; m < keys; m += 4) {
       for (int i = 0; i < 4; ++i) {
@@ -280,6 +287,7 @@ struct Worker {
     }
   }
 
+  // Rows as they are, or pairs of rows, number by number.
   void lay_out_values(const T* from, int64_t stride) {
     for (int64_t m = 0; m < keys; m += PER_WORD) {
       const T* value = rows.read(from + m * stride);
@@ -421,8 +429,8 @@ void attend_all(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, d
   T* out_at = out.data_ptr<T>();
   // Block i of queries, all heads counted on, and this block's share of the keys or values of the next head.
   const auto queries_of = [=](int64_t i) {
-    const int64_t head = i / blocks, first = i % blocks * ROWS;
-    return Block<T>{q_at + qs.at(head / heads, head % heads, first), qs.token, std::min(ROWS + 0L, queries - first)};
+    const int64_t head = i / blocks, first = i % blocks * ROWS, rows = std::min<int64_t>(ROWS, queries - first);
+    return Block<T>{q_at + qs.at(head / heads, head % heads, first), qs.token, rows};
   };
   const auto share_of_next = [=](const T* x, const Strides& xs, int64_t i) {
     const int64_t head = i / blocks + 1, first = keys * (i % blocks) / blocks, end = keys * (i % blocks + 1) / blocks;
@@ -449,11 +457,12 @@ void attend_all(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, d
 // q is (B, A, N, K), k and v are (B, A, M, K), of one dtype on the CPU, in any strides; so is the result, which lies in
 // memory as (B, N, A, K): the model's reshape to (B, N, A * K) after attention then copies nothing.
 at::Tensor attention(at::Tensor q, at::Tensor k, at::Tensor v, double scale) {
-  TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k.sizes() == v.sizes(), "q, k, v must be (B, A, N, K), (B, A, M, K) twice");
-  TORCH_CHECK(q.size(0) == k.size(0) && q.size(1) == k.size(1) && q.size(3) == k.size(3) && k.size(2) > 0,
-              "q and k do not fit: ", q.sizes(), " and ", k.sizes());
+  TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k.sizes() == v.sizes(), "q must be (B, A, N, K), k and v (B, A, M, K)");
+  TORCH_CHECK(
+      q.size(0) == k.size(0) && q.size(1) == k.size(1) && q.size(3) == k.size(3) && k.size(2) > 0,
+      "q and k do not fit: ", q.sizes(), " and ", k.sizes());
   for (const at::Tensor* x : {&q, &k, &v})
-    TORCH_CHECK(x->device().is_cpu() && x->scalar_type() == q.scalar_type(), "q, k, v must be of one dtype, on the CPU");
+    TORCH_CHECK(x->device().is_cpu() && x->scalar_type() == q.scalar_type(), "q, k, v: not of one dtype on the CPU");
   if (scale <= 0) {  // the largest logit, which softmax subtracts, is to be that of the largest product
     q = q * (scale < 0 ? -1 : 0);
     scale = scale < 0 ? -scale : 1;
@@ -471,4 +480,6 @@ at::Tensor attention(at::Tensor q, at::Tensor k, at::Tensor v, double scale) {
 
 }  // namespace
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) { module.def("attention", &attention); }
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  module.def("attention", &attention, py::call_guard<py::gil_scoped_release>());
+}

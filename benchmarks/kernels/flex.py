@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-torch._dynamo.config.cache_size_limit = 64  # programs, as in compiled.py
+torch._dynamo.config.cache_size_limit = 256  # programs, see compiled.py
 _compiled = torch.compile(flex_attention, dynamic=True)
 
 

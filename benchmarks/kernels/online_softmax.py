@@ -25,14 +25,14 @@ class FlashAttention(torch.autograd.Function):
         sums = torch.promote_types(q.dtype, torch.float32)
         out, logsumexp = torch.empty_like(q), torch.empty(q.shape[:3], dtype=sums, device=q.device)
         for rows in blocks(q):
-            queries = q[:, :, rows].to(sums) * scale
+            queries = q[:, :, rows].to(sums)
             # Of the keys seen so far: the largest logit of each query, the sum of exp(logit - largest), and the
             # sum of exp(logit - largest) * value.
             largest = queries.new_full((*queries.shape[:3], 1), -torch.inf)
             weight = torch.zeros_like(largest)
             mix = torch.zeros_like(queries)
             for columns in blocks(k):
-                logits = queries @ k[:, :, columns].to(sums).mT
+                logits = queries @ k[:, :, columns].to(sums).mT * scale
                 # The softmax does not change when the same number is subtracted from all logits of a query; the
                 # largest keeps exp from overflowing. Where a larger one comes, what was added up relative to the
                 # old one is made relative to the new one: exp(x - old) * exp(old - new) = exp(x - new).

@@ -155,14 +155,12 @@ def gradients(
 def gradients_from_output(qkv: tuple[Tensor, ...], cotangent: Tensor, *, scale: float) -> list[Tensor]:
     """The same by hand, in the dtype of q, as FlashAttention does it (Dao 2023, arXiv:2307.08691, algorithm 2).
 
-    The probabilities are made again from the logits and their logsumexp, and the mean of their gradients is taken from
-    the rounded output, not from them: as honest as autograd's way, with other roundings.
+    The mean of the gradients of the probabilities is taken from the rounded output, not from the probabilities: as
+    honest as autograd's way, with other roundings.
     """
     q, k, v = qkv
-    sums = torch.promote_types(q.dtype, torch.float32)
-    logits_BANM = (q.to(sums) @ k.to(sums).mT) * scale
-    probs_BANM = (logits_BANM - logits_BANM.logsumexp(-1, keepdim=True)).exp().to(q.dtype)
-    out = attention_probs(q, k, scale=scale) @ v
+    probs_BANM = attention_probs(q, k, scale=scale)
+    out = probs_BANM @ v
     mean_BAN1 = (cotangent * out).sum(-1, keepdim=True)
     d_logits_BANM = probs_BANM * (cotangent @ v.mT - mean_BAN1) * scale
     return [out, d_logits_BANM @ k, d_logits_BANM.mT @ q, probs_BANM.mT @ cotangent]
