@@ -108,6 +108,7 @@ def backward(
     eager = [gradients(attend, qkv, g, scale=spec.scale) for attend in EAGER]
     eager.append(gradients_from_output(qkv, g, scale=spec.scale))
     sdpa = gradients(torch.nn.functional.scaled_dot_product_attention, qkv, g, scale=spec.scale)
+    terms = max(spec.tokens, spec.head_dim)  # the gradients of the probabilities are sums over the head
     findings = []
     for name, value in {"out": out.detach(), **{f"d{x}": y for x, y in zip(leaves, got, strict=True)}}.items():
         i = named[name]
@@ -116,7 +117,7 @@ def backward(
         if value.dtype != spec.dtype or value.shape != truth[i].shape:
             raise KernelError(f"{name} is {value.dtype} {tuple(value.shape)}")
         refuse_non_finite(value, name)
-        verdict = judge(value, truth[i], eager=[way[i] for way in eager], sdpa=sdpa[i], terms=spec.tokens)
+        verdict = judge(value, truth[i], eager=[way[i] for way in eager], sdpa=sdpa[i], terms=terms)
         findings.append(judged(verdict, name))
     return max(findings, key=lambda finding: finding.numbers["of_limit"])
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from minivit.bench.kernels import Kernel
+    from minivit.bench.timing import Block, Problem
+
+PRIME_CYCLES = 2_000_000  # about a millisecond for which the queue fills, so that no call waits for the host
 
 
 def finish(x: Tensor) -> None:
@@ -30,6 +40,101 @@ def describe(device: str) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(torch.device(device).index or 0)
     capability = f"{properties.major}.{properties.minor}"
     return {"gpu": properties.name, "gpu_capability": capability, "cuda": torch.version.cuda}
+
+
+def cache_bytes(device: str) -> int | None:
+    """Of the last-level cache of the GPU; None for other devices."""
+    return torch.cuda.get_device_properties(torch.device(device)).L2_cache_size if device != "cpu" else None
+
+
+def peak_memory(call: Callable[[], Any], on: Tensor) -> int:
+    """Bytes that torch's allocator held at the peak of a call beyond what it held before, output and all."""
+    torch.cuda.synchronize(on.device)
+    torch.cuda.reset_peak_memory_stats(on.device)
+    before = torch.cuda.memory_allocated(on.device)
+    call()
+    torch.cuda.synchronize(on.device)
+    return torch.cuda.max_memory_allocated(on.device) - before
+
+
+def clocks(device: torch.device) -> dict[str, float]:
+    """MHz, degrees and watts as they are now; read, never set. Empty where nvidia-smi is not there."""
+    names = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
+    tool = shutil.which("nvidia-smi")
+    if not tool:
+        return {}
+    index = torch.cuda.current_device() if device.index is None else device.index
+    uuid = str(torch.cuda.get_device_properties(index).uuid)  # CUDA_VISIBLE_DEVICES renumbers, nvidia-smi does not
+    command = [tool, f"--id=GPU-{uuid}", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        out = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        return dict(zip(names, (float(value) for value in out.split(",")), strict=True))
+    return {}
+
+
+def measure(kernel: Kernel, problem: Problem, *, samples: int, calls: int, graph: bool) -> Block:
+    """timing.measure on a GPU: a pair of events around every call, behind a queue that is never empty.
+
+    With `graph` a call is the replay of its CUDA graph, one for each set of inputs, without the host's share.
+    """
+    from minivit.bench.machine import Counters
+    from minivit.bench.timing import Block
+
+    device = problem.sets[0].q.device
+    replays = _capture(kernel, problem) if graph else {}
+    drawn = problem.random.randrange(samples * calls)
+    for _ in range(problem.random.randint(1, 3)):
+        call, laid = problem.next(kernel)
+        call()
+        problem.change(laid)
+    torch.cuda.synchronize(device)
+    before, wall = Counters.now(), perf_counter_ns()
+    times: list[float] = []
+    for sample in range(samples):
+        pairs = []
+        torch.cuda._sleep(PRIME_CYCLES)
+        for number in range(sample * calls, (sample + 1) * calls):
+            call, laid = problem.next(kernel)
+            replay, output = replays.get(id(laid), (None, None))
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            out = replay() if replay else call()
+            end.record()
+            pairs.append((start, end))
+            if number == drawn:
+                q, k, v = (x.detach().clone() for x in laid.qkv)
+                kept = (output.clone() if output is not None else out), (q, k, v)
+            del out
+            problem.change(laid)
+        torch.cuda.synchronize(device)
+        times.append(sum(start.elapsed_time(end) for start, end in pairs) / calls * 1000)
+    counters, wall = Counters.now().since(before), perf_counter_ns() - wall
+    return Block(
+        samples_us=times,
+        calls=calls,
+        verdict=problem.verify(*kept),
+        counters=counters,
+        wall_seconds=wall / 1e9,
+        clocks=clocks(device),
+    )
+
+
+def _capture(kernel: Kernel, problem: Problem) -> dict[int, tuple[Callable[[], None], Tensor]]:
+    """For every set of inputs the replay of a call on it, and the tensor that it writes."""
+    found = {}
+    for _ in problem.sets:
+        call, inputs = problem.next(kernel)
+        assert problem.cell.direction == "fwd"
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # a first call may allocate and tune, which no graph can hold
+            call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = call()
+        found[id(inputs)] = graph.replay, out
+    return found
 
 
 def _if_initialised(read: Callable[[], Any]) -> Callable[[], Any]:

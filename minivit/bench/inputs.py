@@ -147,8 +147,8 @@ def rounded(qkv: Triple, spec: Spec) -> Triple:
     return q, k, v
 
 
-def lay_out(qkv: Triple, spec: Spec, *, fill: float = math.nan) -> Laid:
-    """The values in spec's dtype and on its device, in the layout of that name, surrounded by `fill` on all sides.
+def lay_out(qkv: Triple, spec: Spec, *, fill: float = math.nan, margin: int = MARGIN) -> Laid:
+    """The values in spec's dtype, on its device and in its layout, between margins of so many elements of `fill`.
 
     contiguous: each its own (B, A, N, K). packed: views into one (B, N, 3, A, K), as SelfAttention.split makes them.
     bnhd: views into (B, N, A, K), the layout of separate projections. padded: rows PADDING apart. misaligned:
@@ -158,22 +158,22 @@ def lay_out(qkv: Triple, spec: Spec, *, fill: float = math.nan) -> Laid:
     views: list[Tensor] = []
     buffers: list[Tensor] = []
     if spec.layout == "packed":
-        buffer, packed = _slab((batch, tokens, 3, heads, head_dim), spec, fill)
+        buffer, packed = _slab((batch, tokens, 3, heads, head_dim), spec, fill, margin)
         # (B, N, 3, A, K) -> (3, B, A, N, K)
         views += packed.permute(2, 0, 3, 1, 4).unbind(0)
         buffers += [buffer]
     else:
         for _ in qkv:
             if spec.layout == "bnhd":
-                buffer, view = _slab((batch, tokens, heads, head_dim), spec, fill)
+                buffer, view = _slab((batch, tokens, heads, head_dim), spec, fill, margin)
                 # (B, N, A, K) -> (B, A, N, K)
                 view = view.transpose(1, 2)
             elif spec.layout == "padded":
-                buffer, view = _slab((batch, heads, tokens, head_dim + PADDING), spec, fill)
+                buffer, view = _slab((batch, heads, tokens, head_dim + PADDING), spec, fill, margin)
                 view[..., head_dim:] = fill
                 view = view[..., :head_dim]
             else:
-                buffer, view = _slab(qkv[0].shape, spec, fill, shift=int(spec.layout == "misaligned"))
+                buffer, view = _slab(qkv[0].shape, spec, fill, margin, shift=int(spec.layout == "misaligned"))
             views.append(view)
             buffers.append(buffer)
     q, k, v = views
@@ -182,8 +182,8 @@ def lay_out(qkv: Triple, spec: Spec, *, fill: float = math.nan) -> Laid:
     return laid
 
 
-def _slab(shape: tuple[int, ...], spec: Spec, fill: float, *, shift: int = 0) -> tuple[Tensor, Tensor]:
+def _slab(shape: tuple[int, ...], spec: Spec, fill: float, margin: int, *, shift: int = 0) -> tuple[Tensor, Tensor]:
     """A flat buffer of `fill`, and a view of that shape into the middle of it."""
     size = math.prod(shape)
-    flat = torch.full((MARGIN + shift + size + MARGIN,), fill, dtype=spec.dtype, device=spec.device)
-    return flat, flat[MARGIN + shift :][:size].view(shape)
+    flat = torch.full((margin + shift + size + margin,), fill, dtype=spec.dtype, device=spec.device)
+    return flat, flat[margin + shift :][:size].view(shape)

@@ -11,8 +11,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -54,13 +54,12 @@ class ChildError(MinivitError):
 
 
 class Child:
-    """One spawned process that loads kernels and asks them; a context manager."""
+    """A spawned process that answers requests, a context manager. `serve(connection, *args)` is what it runs."""
 
-    def __init__(self, limits: Limits, *, device: str):
-        self.limits = limits
+    def __init__(self, serve: Callable[..., None], *args: Any):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, limits, device), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, *args), daemon=True)
         self.process.start()
         theirs.close()  # so that its death ends the pipe
 
@@ -107,7 +106,7 @@ def check(kernel: str, cases: Sequence[Case], *, seed: int, device: str, limits:
     left = list(cases)
     deaths = 0
     while left:
-        with Child(limits, device=device) as child:
+        with Child(serve, limits, device) as child:
             try:
                 problem = child.request("load", kernel, seconds=10 * limits.seconds)
             except ChildError as died:
@@ -132,30 +131,58 @@ def check(kernel: str, cases: Sequence[Case], *, seed: int, device: str, limits:
             return
 
 
-def _serve(connection: Connection, limits: Limits, device: str) -> None:
-    """The process: answers requests until nobody asks any more."""
+def enclose(memory: int, device: str) -> None:
+    """Make this process one that a kernel may run in."""
     os.dup2(2, 1)  # what a kernel prints must not stand among the results
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # and is seen even when the kernel ends its process
     if hasattr(os, "setsid"):
         os.setsid()
-    _limit_memory(limits.memory, device)
+    _limit_memory(memory, device)
+
+
+def serve(connection: Connection, limits: Limits, device: str) -> None:
+    """The process that checks: answers requests until nobody asks any more."""
+    enclose(limits.memory, device)
     kernels: dict[str, Kernel] = {}
-    with suppress(EOFError, OSError), Path(os.devnull).open("w") as nowhere:
+    with suppress(EOFError, OSError):
         while True:
             what, name, *rest = connection.recv()
             if what == "load":
-                connection.send(_load(name, kernels))
+                connection.send(load(name, kernels))
             else:
                 case, seed = rest
-                # Should the one who asks be gone when this hangs, nobody else would end it.
-                faulthandler.dump_traceback_later(2 * limits.seconds, exit=True, file=nowhere)
-                kernel = kernels.get(name) or load_kernel(name)
-                connection.send(ask(kernel, case, seed=seed))
-                faulthandler.cancel_dump_traceback_later()
+                with watched(2 * limits.seconds):
+                    kernel = kernels.get(name) or load_kernel(name)
+                    finding = ask(kernel, case, seed=seed)
+                connection.send(finding)
 
 
-def _load(reference: str, kernels: dict[str, Kernel]) -> Finding | str | None:
+def reply(connection: Connection, requests: dict[str, Callable[..., Any]], seconds: float) -> None:
+    """Answer requests by their names until nobody asks any more; what a kernel raises is an answer too."""
+    with suppress(EOFError, OSError):
+        while True:
+            what, *rest = connection.recv()
+            with watched(seconds):
+                try:
+                    answer = requests[what](*rest)
+                except Exception as error:
+                    answer = raised(error)
+            connection.send(answer)
+
+
+@contextmanager
+def watched(seconds: float) -> Iterator[None]:
+    """End this process when what is done takes longer: should the one who asks be gone, nobody else would."""
+    with Path(os.devnull).open("w") as nowhere:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def load(reference: str, kernels: dict[str, Kernel]) -> Finding | str | None:
     """Load a kernel into `kernels`; the finding where it fails, the message where it is the caller's mistake."""
     try:
         if file := kernel_file(reference):

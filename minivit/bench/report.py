@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from minivit import __version__
-from minivit.bench import cuda
+from minivit.bench import cuda, machine
 from minivit.bench.answers import STATUSES
 from minivit.bench.checks import CHECKS
 from minivit.bench.isolate import Limits, Row
@@ -27,22 +27,13 @@ def fingerprint(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": machine.cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device,
     }
     return where | cuda.describe(device)
-
-
-def _cpu() -> str:
-    """The model of the processor, where the system tells."""
-    try:
-        with open("/proc/cpuinfo") as lines:  # noqa: PTH123
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def run_record(kernels: Sequence[str], *, seed: int, effort: str, device: str, limits: Limits) -> dict[str, Any]:
@@ -62,18 +53,7 @@ def case_record(row: Row, *, seed: int, command: str | None) -> dict[str, Any]:
     """One row. A number that is not finite becomes null: the detail says what it was."""
     record: dict[str, Any] = {"schema": SCHEMA, "kind": "case", "kernel": row.kernel, "case": None}
     if row.case:
-        spec = row.case.spec
-        record |= {
-            "case": str(row.case),
-            "check": row.case.check,
-            "batch": spec.batch,
-            "heads": spec.heads,
-            "tokens": spec.tokens,
-            "head_dim": spec.head_dim,
-            "dtype": str(spec.dtype).removeprefix("torch."),
-            "layout": spec.layout,
-            "device": spec.device,
-        }
+        record |= {"case": str(row.case), "check": row.case.check, **row.case.spec.key()}
     numbers = {name: value if math.isfinite(value) else None for name, value in row.finding.numbers.items()}
     outcome = {"status": row.finding.status, "detail": row.finding.detail, "numbers": numbers}
     return record | outcome | {"seed": seed, "command": command}

@@ -43,6 +43,7 @@ COMMANDS = (classify, explore, attention, trace, preprocess, info, models, verif
 
 EXIT_CODES = """exit codes:
   0 good   1 unexpected failure or a failed check   2 usage   3 some inputs failed, the others were written
+    (bench compare: something became slower)
   4 model not to be had   5 bad checkpoint   130 interrupted, what was written is valid"""
 
 

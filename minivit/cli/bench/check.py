@@ -1,4 +1,4 @@
-"""minivit bench: is this attention kernel right?"""
+"""minivit bench check, list, new and selftest: is this attention kernel right?"""
 
 from __future__ import annotations
 
@@ -7,26 +7,22 @@ import json
 import secrets
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from minivit.cli.console import DTYPES, pick_device, positive, printable, say
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
     from minivit.bench.answers import Finding
-    from minivit.bench.isolate import Row
+    from minivit.bench.isolate import Limits, Row
     from minivit.bench.specs import Case
 
 RIGHTS = "A kernel file is code: it is imported and run with your rights. Read a stranger's before you check it."
 
 
-def add_parser(commands: Any) -> None:
-    """bench and its four verbs."""
-    parser = commands.add_parser(
-        "bench", help="check an attention kernel", description=f"Is this attention kernel right? {RIGHTS}"
-    )
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+def add_parsers(verbs: Any) -> None:
+    """The four verbs about rightness."""
     _add_check(verbs)
 
     known = verbs.add_parser("list", help="the baselines that PyTorch brings, and the wrong kernels of the self-test")
@@ -76,8 +72,8 @@ def run_check(args: argparse.Namespace) -> int:
     import torch
 
     from minivit.bench.checks import CHECKS
-    from minivit.bench.isolate import Limits, check
-    from minivit.bench.report import case_record, run_record, verdict_record
+    from minivit.bench.isolate import Limits
+    from minivit.bench.report import run_record
     from minivit.bench.specs import EFFORTS, Case, plan
 
     device = pick_device(args.device)
@@ -85,7 +81,7 @@ def run_check(args: argparse.Namespace) -> int:
         raise UsageError(
             "--device mps: float64, which the check compares with, is not to be had there; use cpu or cuda"
         )
-    limits = Limits(seconds=args.timeout, memory=args.memory << 30 if args.memory else _default_memory())
+    limits = Limits(seconds=args.timeout, memory=args.memory << 30 if args.memory else default_memory())
     seed = secrets.randbelow(1 << 32) if args.seed is None else args.seed
     dtypes = args.dtypes.split(",")
     if unknown := sorted(set(dtypes) - set(DTYPES)):
@@ -101,20 +97,31 @@ def run_check(args: argparse.Namespace) -> int:
     emit(args, run_record(args.kernels, seed=seed, effort=args.effort, device=device, limits=limits))
     all_right = True
     for kernel in args.kernels:
-        rows = []
-        for row in check(kernel, cases, seed=seed, device=device, limits=limits):
-            rows.append(row)
-            progress(len(rows), len(cases))
-            emit(args, case_record(row, seed=seed, command=command(row, seed, args.device)))
-        verdict = verdict_record(kernel, rows)
-        emit(args, verdict)
+        rows, verdict = check_kernel(kernel, cases, seed, device, limits, lambda record: emit(args, record))
         if not args.json:
             print_table(kernel, rows, verdict, seed, args.device)
         all_right &= verdict["right"]
     return 0 if all_right else 1
 
 
-def _default_memory() -> int:
+def check_kernel(
+    kernel: str, cases: Sequence[Case], seed: int, device: str, limits: Limits, emit: Callable[[dict[str, Any]], None]
+) -> tuple[list[Row], dict[str, Any]]:
+    """One kernel through the cases: the rows and the verdict, each emitted as a record as soon as it is there."""
+    from minivit.bench.isolate import check
+    from minivit.bench.report import case_record, verdict_record
+
+    rows = []
+    for row in check(kernel, cases, seed=seed, device=device, limits=limits):
+        rows.append(row)
+        progress(len(rows), len(cases))
+        emit(case_record(row, seed=seed, command=command(row, seed, device)))
+    verdict = verdict_record(kernel, rows)
+    emit(verdict)
+    return rows, verdict
+
+
+def default_memory() -> int:
     """Half of the machine's memory, 8 GiB at most."""
     import os
 
@@ -140,24 +147,26 @@ def command(row: Row, seed: int, device: str) -> str:
     return shlex.join([*words, "--case", str(row.case)] if row.case else words)
 
 
-def print_table(kernel: str, rows: Sequence[Row], verdict: dict[str, Any], seed: int, device: str) -> None:
+def print_table(
+    kernel: str, rows: Sequence[Row], verdict: dict[str, Any], seed: int, device: str, to: TextIO | None = None
+) -> None:
     """The table of a kernel, its verdict, and for each check that failed the worst case and how to see it again."""
     from minivit.bench.kernels import sha256
     from minivit.bench.report import table, worst_first
 
     digest = sha256(kernel)
-    print(printable(kernel) + (f"  sha256 {digest[:16]}" if digest else ""))
-    print("\n".join(printable(line) for line in table(rows)))
+    print(printable(kernel) + (f"  sha256 {digest[:16]}" if digest else ""), file=to)
+    print("\n".join(printable(line) for line in table(rows)), file=to)
     told = ", ".join(f"{count} {status}" for status, count in verdict["counts"].items() if count)
     word = "right" if verdict["right"] else "wrong" if verdict["counts"]["fail"] else "nothing was checked"
-    print(f"{word}: {told} (seed {seed})")
+    print(f"{word}: {told} (seed {seed})", file=to)
     failed: dict[str | None, Row] = {}
     for row in sorted(rows, key=worst_first):
         if row.finding.status == "fail":
             failed[row.case.check if row.case else None] = row
     for row in failed.values():
-        print(f"  {printable(row.finding.detail)}\n    {printable(command(row, seed, device))}")
-    print(flush=True)
+        print(f"  {printable(row.finding.detail)}\n    {printable(command(row, seed, device))}", file=to)
+    print(file=to, flush=True)
 
 
 def run_list(args: argparse.Namespace) -> int:
@@ -185,16 +194,16 @@ def run_selftest(args: argparse.Namespace) -> int:
     import torch
 
     from minivit.bench.checks import CHECKS
-    from minivit.bench.isolate import Child, Limits
+    from minivit.bench.isolate import Child, Limits, serve
     from minivit.bench.selftest import HONEST, selftest
     from minivit.bench.specs import EFFORTS, plan
 
     seed = secrets.randbelow(1 << 32) if args.seed is None else args.seed
     cases = plan(list(CHECKS), EFFORTS["small"], device="cpu", dtypes=[torch.float32, torch.bfloat16])
-    limits = Limits(memory=_default_memory())
+    limits = Limits(memory=default_memory())
     trials = []
     print(f"{'kernel':<34}{'refused in':>11}  by the checks that must (of their cases)")
-    with Child(limits, device="cpu") as child:
+    with Child(serve, limits, "cpu") as child:
 
         def ask(kernel: str, case: Case) -> Finding:
             return child.request("ask", kernel, case, seed, seconds=limits.seconds)
