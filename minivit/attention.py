@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivit.config import ViTConfig
+from minivit.config import BlockConfig, ViTConfig
 
 
 class Attend(Protocol):
@@ -42,6 +42,12 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
+def attend_causal(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Attention in which a token sees itself and those before it: what CLIP's text tower runs, whatever the model's
+    own `attend`, which is not told of a mask."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+
+
 def rotate(x_BANK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Turn queries or keys by the place of their patch; the prefix tokens in front, which have none, stay.
 
@@ -61,7 +67,7 @@ def rotate(x_BANK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 class SelfAttention(nn.Module):
     """Tokens look at each other, once per head: (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, config: ViTConfig, attend: Attend = attend_sdpa):
+    def __init__(self, config: BlockConfig, attend: Attend = attend_sdpa):
         super().__init__()
         self.heads = config.heads
         self.scale = config.head_dim**-0.5

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minivit.clip import CLIP
+
 Outputs = dict[str, Tensor]
 
 
@@ -94,6 +96,8 @@ def run_reference(reference: Reference, pixels: Tensor, dtype: torch.dtype, resi
 @torch.no_grad()
 def run_minivit(model: Any, pixels: Tensor, resized: bool = False) -> Outputs:
     """The same outputs of a minivit model, in its own dtype."""
+    if isinstance(model, CLIP):
+        return run_clip(model, pixels, resized)
     pixels = pixels.to(model.patch_embed.weight.dtype)
     outputs: Outputs = {}
     hooks = [
@@ -111,6 +115,31 @@ def run_minivit(model: Any, pixels: Tensor, resized: bool = False) -> Outputs:
     if model.head_dist is not None:
         outputs["logits cls"], outputs["logits dist"] = model.both_logits(outputs["tokens"])
     return outputs
+
+
+@torch.no_grad()
+def run_clip(model: CLIP, pixels: Tensor, resized: bool = False) -> Outputs:
+    """Outputs of two towers, and of the blocks of the one and then the other."""
+    outputs: Outputs = {}
+    hooks = [
+        block.register_forward_hook(lambda m, args, out, i=i: outputs.update({f"block {i}": out}))
+        for i, block in enumerate([*model.image.blocks, *model.text.blocks])
+    ]
+    ids, pixels = ids_of(pixels), pixels.to(model.logit_scale.dtype)
+    outputs["logits"] = model(pixels, ids, resample=resized)
+    for hook in hooks:
+        hook.remove()
+    outputs["tokens"] = model.image.features(pixels, resample=resized)
+    outputs["pooled"] = model.image.pool(outputs["tokens"])
+    outputs["image embeddings"] = model.encode_image(pixels, resample=resized)
+    outputs["text tokens"] = model.text.features(ids)
+    outputs["text embeddings"] = model.encode_text(ids)
+    return outputs
+
+
+def blocks_of(model: Any) -> int:
+    """How many blocks `run_minivit` gives the outputs of."""
+    return len(model.image.blocks) + len(model.text.blocks) if isinstance(model, CLIP) else len(model.blocks)
 
 
 def differences(ours: Outputs, theirs: Outputs) -> dict[str, float]:
@@ -376,13 +405,13 @@ def _towers(*args: Any, **kwargs: Any) -> dict[str, Any]:
     return {"run": _tower(*args, **kwargs), "resized": stretched, "other_sizes": ((48, 56), (24, 80))}
 
 
-@case("clip", "vision-with-projection")
+@case("clip_vision_model", "vision-with-projection")
 def _(path: Path) -> Reference:
     way = {**_towers("vision_model"), "projection_dim": 53, "processor": _CLIP}
     return _hf(path, "CLIPVisionConfig", "CLIPVisionModelWithProjection", "vision_model.encoder.layers", **way)
 
 
-@case("clip", "vision-gelu")
+@case("clip_vision_model", "vision-gelu")
 def _(path: Path) -> Reference:
     way = {**_towers(), "hidden_act": "gelu", "processor": _CLIP}
     return _hf(path, "CLIPVisionConfig", "CLIPVisionModel", "encoder.layers", **way)
@@ -399,26 +428,82 @@ _TEXT = {
 _VISION = {k: v for k, v in HF.items() if k not in ("num_labels", "attn_implementation")}
 
 
-@case("clip", "both-towers")
+@case("clip_vision_model", "out-of-both")
 def _(path: Path) -> Reference:
     both = {"text_config": _TEXT, "vision_config": _VISION, "projection_dim": 53, "processor": _CLIP}
-    return _hf(path, "CLIPConfig", "CLIPModel", "vision_model.encoder.layers", **_towers("vision_model"), **both)
+    way = _towers("vision_model")
+    made = _hf(path, "CLIPConfig", "CLIPModel", "vision_model.encoder.layers", **way, **both)
+    made.family = "clip_vision_model"
+    return made
+
+
+def ids_of(pixels: Tensor) -> Tensor:
+    """Three texts of 6 ids to go with these pixels. 96 ends a text; the first has more behind it, as padding."""
+    seed = int(pixels.double().abs().flatten()[0] * 2**20)
+    ids = torch.randint(3, 96, (3, 6), generator=torch.Generator().manual_seed(seed))
+    ids[0, 3], ids[0, 4:], ids[1:, 5] = 96, 2, 96
+    return ids
+
+
+def _pair(**kwargs: Any) -> Callable:
+    """Run both towers of a transformers model: tokens, embeddings and logits."""
+
+    def run(model: nn.Module, pixels: Tensor) -> Outputs:
+        out = model(pixel_values=pixels, input_ids=ids_of(pixels), **kwargs)
+        pictures = model.vision_model(pixel_values=pixels, **kwargs)
+        return {
+            "tokens": pictures.last_hidden_state,
+            "pooled": pictures.pooler_output,
+            "image embeddings": model.get_image_features(pixel_values=pixels, **kwargs).pooler_output,
+            "text tokens": out.text_model_output.last_hidden_state,
+            "text embeddings": model.get_text_features(input_ids=ids_of(pixels)).pooler_output,
+            "logits": out.logits_per_image,
+        }
+
+    return run
+
+
+def _both_towers(path: Path, kind: str, **changes: Any) -> Reference:
+    both = {"text_config": {**_TEXT, **changes.pop("text", {})}, "vision_config": _VISION, **changes}
+    stretched = {"resized": _pair(interpolate_pos_encoding=True), "other_sizes": ((48, 56), (24, 80))}
+    made = _hf(path, f"{kind}Config", f"{kind}Model", "vision_model", _pair(), **stretched, **both)
+    made.blocks = nn.ModuleList([*made.model.vision_model.encoder.layers, *made.model.text_model.encoder.layers])
+    return made
+
+
+@case("clip", "first-end")
+def _(path: Path) -> Reference:
+    return _both_towers(path, "CLIP", text={"eos_token_id": 96}, projection_dim=53, processor=_CLIP)
+
+
+@case("clip", "greatest-id")
+def _(path: Path) -> Reference:
+    # Where the end is 2, as in OpenAI's files, the greatest id is read: no text of ids_of ends in its first 2.
+    text = {"eos_token_id": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-3}
+    return _both_towers(path, "CLIP", text=text, projection_dim=31, processor=_CLIP)
 
 
 _SIGLIP = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 40, "width": 40}}
 
 
-@case("siglip", "vision")
+@case("siglip_vision_model", "vision")
 def _(path: Path) -> Reference:
     way = {**_towers(), "processor": _SIGLIP}
     return _hf(path, "SiglipVisionConfig", "SiglipVisionModel", "encoder.layers", **way)
 
 
-@case("siglip", "both-towers")
+@case("siglip_vision_model", "out-of-both")
 def _(path: Path) -> Reference:
     way = {**_towers("vision_model", projected=False), "processor": _SIGLIP}
     both = {"text_config": _TEXT, "vision_config": _VISION}
-    return _hf(path, "SiglipConfig", "SiglipModel", "vision_model.encoder.layers", **way, **both)
+    made = _hf(path, "SiglipConfig", "SiglipModel", "vision_model.encoder.layers", **way, **both)
+    made.family = "siglip_vision_model"
+    return made
+
+
+@case("siglip", "both-towers")
+def _(path: Path) -> Reference:
+    return _both_towers(path, "Siglip", text={"projection_size": 91}, processor=_SIGLIP)
 
 
 # --- torchvision ----------------------------------------------------------------------------------------------
@@ -761,14 +846,14 @@ def _(path: Path) -> Reference:
     return _hf(path, "ViTMAEConfig", "ViTMAEModel", "layers", _unmasked(patch=16), **way)
 
 
-@case("clip", "B-32", full_size=True)
+@case("clip_vision_model", "B-32", full_size=True)
 def _(path: Path) -> Reference:
     way = {**_B, **_224, "patch_size": 32, "projection_dim": 512}
     layers = "vision_model.encoder.layers"
     return _hf(path, "CLIPVisionConfig", "CLIPVisionModelWithProjection", layers, _tower("vision_model"), **way)
 
 
-@case("siglip", "B-16", full_size=True)
+@case("siglip_vision_model", "B-16", full_size=True)
 def _(path: Path) -> Reference:
     return _hf(path, "SiglipVisionConfig", "SiglipVisionModel", "encoder.layers", _tower(), **_B, **_224)
 

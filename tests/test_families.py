@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import references
 import torch
-from references import CASES, Case, Reference, differences, pixels_of, run_minivit, run_reference
+from references import CASES, Case, Reference, blocks_of, differences, pixels_of, run_minivit, run_reference
 from safetensors.torch import load_file, save_file
 
 import minivit
@@ -51,7 +51,7 @@ def test_every_output_equals_the_reference_in_float64(case, reference):
     model = minivit.load(reference.path, family=reference.family, dtype=torch.float64)
     pixels = pixels_of(reference.size)
     theirs = run_reference(reference, pixels, torch.float64)
-    assert {f"block {i}" for i in range(model.config.depth)} < set(theirs)
+    assert {f"block {i}" for i in range(blocks_of(model))} < set(theirs)
     worst = differences(run_minivit(model, pixels), theirs)
     assert max(worst.values()) <= EXACT, worst
     # The comparison can fail: other pixels are far away.
@@ -65,7 +65,7 @@ def test_the_smallest_published_size_equals_the_reference_in_float64(case, tmp_p
     model = minivit.load(reference.path, family=reference.family, dtype=torch.float64)
     pixels = pixels_of(reference.size, batch=1)
     worst = differences(run_minivit(model, pixels), run_reference(reference, pixels, torch.float64))
-    assert len(worst) >= model.config.depth + 2 and max(worst.values()) <= EXACT, worst
+    assert len(worst) >= blocks_of(model) + 2 and max(worst.values()) <= EXACT, worst
 
 
 @by_id([case for case in SMALL if case.family != "facebook"])

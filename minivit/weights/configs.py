@@ -8,26 +8,30 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minivit.config import RESAMPLES, ImageSpec, ViTConfig
+from minivit.config import RESAMPLES, CLIPConfig, ImageSpec, TextConfig, ViTConfig
 from minivit.errors import CheckpointError, UsageError
 from minivit.weights.architectures import TIMM_ARCHITECTURES, TIMM_DEFAULTS, TIMM_TRAINING
 from minivit.weights.files import Source, imagenet_labels
 from minivit.weights.tables import PROCESSORS, Kind, Table
 
 Shapes = Mapping[str, tuple[int, ...]]  # source name without prefix -> shape
+Config = ViTConfig | TextConfig | CLIPConfig
 
 
-def read_config(source: Source, table: Table, shapes: Shapes) -> tuple[ViTConfig, Kind]:
-    """config.json as a ViTConfig; `shapes` tells which optional parts the file has.
+def read_config(source: Source, table: Table, shapes: Shapes) -> tuple[Config, Kind]:
+    """config.json as the configuration of its table; `shapes` tells which optional parts the file has.
 
     Raises:
         CheckpointError: a value this model cannot honour.
     """
-    given = source.config
-    section = given.get(table.section) if table.section else None
-    if isinstance(section, dict):
-        # The size of the shared space stands beside both towers, everything else inside the image tower.
-        given = {**section, **{key: given[key] for key in ("projection_dim", "architectures") if key in given}}
+    if table.towers:
+        kind = _kind(source, table, shapes)
+        towers = {name: read_config(source, tower, shapes)[0] for name, tower in table.towers.items()}
+        try:
+            return table.config(**table.constants, **towers), kind
+        except UsageError as error:
+            raise CheckpointError(f"{source.name}: config.json makes no pair of towers: {error}") from None
+    given = _section(source.config, table)
 
     def refuse(key: str, why: str) -> CheckpointError:
         return CheckpointError(f"{source.name}: config.json has {key} = {given.get(key)!r}; {why}")
@@ -60,14 +64,27 @@ def read_config(source: Source, table: Table, shapes: Shapes) -> tuple[ViTConfig
     try:
         derived = DERIVED[table.derived](given, shapes) if table.derived else {}
         values = {**table.constants, **values, **derived, **kind.values}
-        values.setdefault("classes", _classes(given, kind, shapes) if kind.head else 0)
-        # A pooler beside a head is not used by the reference either; without a head it is the output.
-        values.setdefault("pooler", not values["classes"] and _has(shapes, table.pooler))
-        return ViTConfig(**values), kind
+        if table.config is ViTConfig:
+            values.setdefault("classes", _classes(given, kind, shapes) if kind.head else 0)
+            # A pooler beside a head is not used by the reference either; without a head it is the output.
+            values.setdefault("pooler", not values["classes"] and _has(shapes, table.pooler))
+        return table.config(**values), kind
     except CheckpointError:
         raise
     except (UsageError, TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{source.name}: config.json makes no ViT: {error}") from None
+        raise CheckpointError(f"{source.name}: config.json makes no {table.makes}: {error}") from None
+
+
+def _section(given: dict, table: Table) -> dict:
+    """What config.json says of one tower, where it describes two; else all of it."""
+    if not table.section:
+        return given
+    # Old files say it a second time under another name, and that is what counts (transformers' CLIPConfig).
+    section = given.get(f"{table.section}_dict") or given.get(table.section)
+    if not isinstance(section, dict):
+        return given
+    # The size of the shared space stands beside both towers, everything else inside each.
+    return {**section, **{key: given[key] for key in ("projection_dim", "architectures") if key in given}}
 
 
 def _is_like(value: object, default: object) -> bool:
@@ -117,6 +134,16 @@ def _dinov3(given: dict, shapes: Shapes) -> dict[str, Any]:
     if len(set(biases)) != 1:
         raise ValueError(f"query_bias and value_bias are {biases}; they must be equal")
     return {"mlp": "swiglu" if given.get("use_gated_mlp", False) else "plain"}
+
+
+def _clip_text(given: dict, shapes: Shapes) -> dict[str, Any]:
+    """Old files call the token that ends a text 2, and mean the greatest id (see TextTower.pool)."""
+    return {"pooling": "argmax" if given.get("eos_token_id", 49407) == 2 else "end"}
+
+
+def _siglip_text(given: dict, shapes: Shapes) -> dict[str, Any]:
+    size = given.get("projection_size")
+    return {"projection": given.get("hidden_size", 768) if size is None else size}
 
 
 def _timm(given: dict, shapes: Shapes) -> dict[str, Any]:
@@ -221,6 +248,8 @@ def _depth(shapes: Shapes, pattern: str) -> int:
 DERIVED: dict[str, Callable[[dict, Shapes], dict[str, Any]]] = {
     "dinov2": _dinov2,
     "dinov3": _dinov3,
+    "clip_text": _clip_text,
+    "siglip_text": _siglip_text,
     "timm": _timm,
     "facebook": _facebook,
     "jax": _jax,

@@ -227,6 +227,18 @@ def _find_on_hub(repo: str, revision: str | None) -> Source:
     )
 
 
+def find_beside(source: Source, file: str) -> Path | None:
+    """One more file of a checkpoint that was found, from its folder or its hub repository; None where it has none."""
+    path = source.shards[0].parent / file
+    if path.is_file() or source.revision is None:
+        return path if path.is_file() else None
+    try:
+        return _fetch(source.name, file, source.revision)
+    except ModelUnavailableError:
+        # As with preprocessor_config.json: the cache cannot tell what the repository does not have.
+        return None
+
+
 def _first(repo: str, files: tuple[str, ...], commit: str) -> Path | None:
     """The first of several files that the repository has, or if the hub is out of reach, the cache."""
     unavailable = None

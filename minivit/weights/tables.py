@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from minivit.config import CLIPConfig, TextConfig, ViTConfig
+
 
 class Spelling(NamedTuple):
     """How one parameter stands in a file."""
@@ -34,7 +36,10 @@ class Table:
     """One checkpoint family: how its config.json and its tensors are called."""
 
     model_types: tuple[str, ...] = ()  # values of config.json's model_type
-    section: str | None = None  # the part of config.json that describes the image tower, where there are two towers
+    config: type = ViTConfig  # what config.json is read as; of two towers, what is made of both
+    makes: str = "ViT"  # what that is called
+    towers: dict[str, Table] = field(default_factory=dict)  # of two towers: name in the configuration -> its table
+    section: str | None = None  # the part of config.json that describes this tower, where there are two towers
     kinds: dict[str, Kind]  # values of config.json's architectures; without one, the first whose head is in the file
     prefixes: tuple[str, ...] = ()  # in front of names, one or none; with a classifier, `save` writes the first
     fields: dict[str, tuple[str, object]] = field(default_factory=dict)  # ViTConfig field -> (config.json key, default)
@@ -48,6 +53,16 @@ class Table:
     dropped: tuple[str, ...] = ()  # patterns of names that are known, and of no use to inference
     processor: str = "ViTImageProcessor"  # where preprocessor_config.json names none
     assumed: dict | None = None  # preprocessor_config.json where the family's files cannot have one
+
+
+def _under(ours: str, theirs: str, rows: dict[str, Row]) -> dict[str, Row]:
+    """Rows of a part: its own, with what stands in front of the names in the model and in the file."""
+
+    def prefixed(given: str | tuple[str, ...] | Spelling) -> Spelling:
+        spelling = given if isinstance(given, Spelling) else Spelling((given,) if isinstance(given, str) else given)
+        return spelling._replace(parts=tuple(part and theirs + part for part in spelling.parts))
+
+    return {ours + name: tuple(prefixed(given) for given in row) for name, row in rows.items()}
 
 
 def _each(prefix: str, *parts: str) -> tuple[str, ...]:
@@ -257,25 +272,45 @@ HF_MAE = Table(
 )
 
 _TOWER_FIELDS = {k: v for k, v in _HF_FIELDS.items() if k != "qkv_bias"}
-_TOWER_ROWS: dict[str, Row] = {
-    "cls_token": (Spelling(("embeddings.class_embedding",), "flat"),),
-    "pos_embed": (Spelling(("embeddings.position_embedding.weight",), "flat"),),
-    "patch_embed": ("embeddings.patch_embedding",),
-    "norm_pre": ("pre_layrnorm",),  # as it is spelled in every file
+_TOWER_BLOCKS: dict[str, Row] = {
     "blocks.{i}.norm1": ("encoder.layers.{i}.layer_norm1",),
     "blocks.{i}.attn.qkv": (_each("encoder.layers.{i}.self_attn.", "q_proj", "k_proj", "v_proj"),),
     "blocks.{i}.attn.proj": ("encoder.layers.{i}.self_attn.out_proj",),
     "blocks.{i}.norm2": ("encoder.layers.{i}.layer_norm2",),
     "blocks.{i}.mlp.fc1": ("encoder.layers.{i}.mlp.fc1",),
     "blocks.{i}.mlp.fc2": ("encoder.layers.{i}.mlp.fc2",),
+}
+_TOWER_ROWS: dict[str, Row] = {
+    "cls_token": (Spelling(("embeddings.class_embedding",), "flat"),),
+    "pos_embed": (Spelling(("embeddings.position_embedding.weight",), "flat"),),
+    "patch_embed": ("embeddings.patch_embedding",),
+    "norm_pre": ("pre_layrnorm",),  # as it is spelled in every file
+    **_TOWER_BLOCKS,
     "norm": ("post_layernorm",),
 }
-_TEXT_TOWER = ("text_model.*", "text_projection.weight", "logit_scale", "logit_bias", "embeddings.position_ids")
+_TEXT_FIELDS: dict[str, tuple[str, object]] = {
+    "vocabulary": ("vocab_size", 49408),
+    "context": ("max_position_embeddings", 77),
+    "width": ("hidden_size", 512),
+    "depth": ("num_hidden_layers", 12),
+    "heads": ("num_attention_heads", 8),
+    "mlp_width": ("intermediate_size", 2048),
+    "eps": ("layer_norm_eps", 1e-5),
+    "activation": ("hidden_act", "quick_gelu"),
+}
+_TEXT_ROWS: dict[str, Row] = {
+    "token_embed": ("embeddings.token_embedding",),
+    "pos_embed": (Spelling(("embeddings.position_embedding.weight",), "flat"),),
+    **_TOWER_BLOCKS,
+    "norm": ("final_layer_norm",),
+}
+_OTHER_TOWER = ("text_model.*", "text_projection.weight", "logit_scale", "logit_bias", "embeddings.position_ids")
+_POSITION_IDS = ("vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")
 
-# The image tower of openai/clip-vit-*: transformers' modeling_clip.py. transformers 5 writes a tower that stands
-# alone without the prefix.
-HF_CLIP = Table(
-    model_types=("clip", "clip_vision_model"),
+# The image tower of openai/clip-vit-*, alone or out of both: transformers' modeling_clip.py. transformers 5 writes a
+# tower that stands alone without the prefix.
+HF_CLIP_VISION = Table(
+    model_types=("clip_vision_model",),
     section="vision_config",
     kinds={
         "CLIPModel": Kind(),
@@ -293,13 +328,53 @@ HF_CLIP = Table(
     constants={"norm_pre": True, "norm": "pooled", "patch_bias": False},
     activations=_ACTIVATIONS,
     rows={**_TOWER_ROWS, "proj": ("visual_projection",)},
-    dropped=_TEXT_TOWER,
+    dropped=_OTHER_TOWER,
     processor="CLIPImageProcessor",
 )
 
-# The image tower of google/siglip-*: transformers' modeling_siglip.py.
-HF_SIGLIP = Table(
-    model_types=("siglip", "siglip_vision_model"),
+# Both towers of openai/clip-vit-*: transformers' modeling_clip.py. There, texts are 77 tokens by default.
+HF_CLIP = Table(
+    model_types=("clip",),
+    config=CLIPConfig,
+    makes="CLIP",
+    towers={
+        "image": HF_CLIP_VISION,
+        "text": Table(
+            config=TextConfig,
+            makes="text tower",
+            section="text_config",
+            kinds={"CLIPModel": Kind()},
+            fields={**_TEXT_FIELDS, "projection": ("projection_dim", 512), "end": ("eos_token_id", 49407)},
+            derived="clip_text",
+            activations=_ACTIVATIONS,
+            rows=_TEXT_ROWS,
+        ),
+    },
+    kinds={"CLIPModel": Kind()},
+    rows={
+        **_under("image.", "vision_model.", _TOWER_ROWS),
+        "image.proj": ("visual_projection",),
+        **_under("text.", "text_model.", _TEXT_ROWS),
+        "text.proj": ("text_projection",),
+        "logit_scale": (Spelling(("logit_scale",), "scalar"),),
+    },
+    dropped=_POSITION_IDS,
+    processor="CLIPImageProcessor",
+)
+
+_MAP_ROWS: dict[str, Row] = {
+    "attn_pool.latent": ("head.probe",),
+    "attn_pool.qkv.weight": ("head.attention.in_proj_weight",),
+    "attn_pool.qkv.bias": ("head.attention.in_proj_bias",),
+    "attn_pool.proj": ("head.attention.out_proj",),
+    "attn_pool.norm": ("head.layernorm",),
+    "attn_pool.mlp.fc1": ("head.mlp.fc1",),
+    "attn_pool.mlp.fc2": ("head.mlp.fc2",),
+}
+
+# The image tower of google/siglip-*, alone or out of both: transformers' modeling_siglip.py.
+HF_SIGLIP_VISION = Table(
+    model_types=("siglip_vision_model",),
     section="vision_config",
     kinds={"SiglipModel": Kind(), "SiglipVisionModel": Kind()},
     prefixes=("vision_model.",),
@@ -311,17 +386,49 @@ HF_SIGLIP = Table(
     constants={"cls_token": False, "pooling": "map"},
     fixed={"vision_use_head": True},
     activations=_ACTIVATIONS,
-    rows={
-        **_TOWER_ROWS,
-        "attn_pool.latent": ("head.probe",),
-        "attn_pool.qkv.weight": ("head.attention.in_proj_weight",),
-        "attn_pool.qkv.bias": ("head.attention.in_proj_bias",),
-        "attn_pool.proj": ("head.attention.out_proj",),
-        "attn_pool.norm": ("head.layernorm",),
-        "attn_pool.mlp.fc1": ("head.mlp.fc1",),
-        "attn_pool.mlp.fc2": ("head.mlp.fc2",),
+    rows={**_TOWER_ROWS, **_MAP_ROWS},
+    dropped=_OTHER_TOWER,
+    processor="SiglipImageProcessor",
+)
+
+# Both towers of google/siglip-*: transformers' modeling_siglip.py.
+HF_SIGLIP = Table(
+    model_types=("siglip",),
+    config=CLIPConfig,
+    makes="CLIP",
+    towers={
+        "image": HF_SIGLIP_VISION,
+        "text": Table(
+            config=TextConfig,
+            makes="text tower",
+            section="text_config",
+            kinds={"SiglipModel": Kind()},
+            fields={
+                **_TEXT_FIELDS,
+                "vocabulary": ("vocab_size", 32000),
+                "context": ("max_position_embeddings", 64),
+                "width": ("hidden_size", 768),
+                "heads": ("num_attention_heads", 12),
+                "mlp_width": ("intermediate_size", 3072),
+                "eps": ("layer_norm_eps", 1e-6),
+                "activation": ("hidden_act", "gelu_pytorch_tanh"),
+            },
+            constants={"causal": False, "pooling": "last", "projection_bias": True},
+            derived="siglip_text",
+            activations=_ACTIVATIONS,
+            rows=_TEXT_ROWS,
+        ),
     },
-    dropped=_TEXT_TOWER,
+    kinds={"SiglipModel": Kind()},
+    constants={"score": "sigmoid"},
+    rows={
+        **_under("image.", "vision_model.", {**_TOWER_ROWS, **_MAP_ROWS}),
+        **_under("text.", "text_model.", _TEXT_ROWS),
+        "text.proj": ("text_model.head",),
+        "logit_scale": ("logit_scale",),
+        "logit_bias": ("logit_bias",),
+    },
+    dropped=_POSITION_IDS,
     processor="SiglipImageProcessor",
 )
 
@@ -457,7 +564,9 @@ FAMILIES = {
     "dinov3_vit": HF_DINOV3,
     "vit_mae": HF_MAE,
     "clip": HF_CLIP,
+    "clip_vision_model": HF_CLIP_VISION,
     "siglip": HF_SIGLIP,
+    "siglip_vision_model": HF_SIGLIP_VISION,
     "torchvision": TORCHVISION,
     "timm": TIMM,
     "facebook": FACEBOOK,
