@@ -68,10 +68,9 @@ class CLIP(nn.Module):
 
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
         """Texts -> (B, E), each of length 1; raises as `tokenize`."""
-        with torch.inference_mode():
-            ids = self.tokenize(texts)
-            parts = [F.normalize(self.encode_text(part), dim=-1) for part in ids.split(batch_size)]
-        return torch.cat(parts).clone()
+        with torch.no_grad():
+            parts = self.tokenize(texts).split(batch_size)
+            return torch.cat([F.normalize(self.encode_text(part), dim=-1) for part in parts])
 
     def zero_shot(self, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> ViT:
         """The image tower with a class for every label: a ViT like any other, which shares the tower's weights.
@@ -87,14 +86,16 @@ class CLIP(nn.Module):
             UsageError: no labels, one twice, or a template without {}.
             CheckpointError: as `tokenize`.
         """
-        twice = sorted({label for label in labels if list(labels).count(label) > 1})
-        if isinstance(labels, str) or not labels or twice:
-            raise UsageError(f"labels are {twice or labels!r}" + (" more than once" if twice else "; give a list"))
-        for template in templates:
-            if "{}" not in template:
-                raise UsageError(f"template {template!r} has no {{}}, where the label goes")
-        if not templates:
-            raise UsageError("no templates; '{}' is the label alone")
+        if isinstance(labels, str) or not labels:
+            raise UsageError(f"labels is {labels!r}; give a list of at least one")
+        twice = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
+        if twice is not None:
+            raise UsageError(f"label {twice!r} is there more than once")
+        if isinstance(templates, str) or not templates:
+            raise UsageError(f"templates is {templates!r}; give a list of at least one")
+        wrong = next((template for template in templates if "{}" not in template), None)
+        if wrong is not None:
+            raise UsageError(f"template {wrong!r} has no {{}}, where the label goes")
         texts = [template.replace("{}", label) for label in labels for template in templates]
         # (L * templates, E) -> (L, E)
         means_LE = self.embed_texts(texts).unflatten(0, (len(labels), -1)).mean(dim=1)

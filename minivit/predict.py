@@ -10,6 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from minivit.clip import CLIP
 from minivit.config import ImageSpec
 from minivit.errors import CheckpointError, ImageError, UsageError
 from minivit.labels import Prediction
@@ -32,7 +33,7 @@ class Classified:
 
 
 def iter_classify(
-    pictures: Iterable[Picture], *, model: ViT | str | os.PathLike[str], top_k: int = 5, batch_size: int = 1
+    pictures: Iterable[Picture], *, model: ViT | CLIP | str | os.PathLike[str], top_k: int = 5, batch_size: int = 1
 ) -> Iterator[Classified]:
     """Classify a stream of pictures, in order; a bad picture becomes a result with an error, the rest go on.
 
@@ -48,7 +49,10 @@ def iter_classify(
     model = _loaded(model)
     spec = image_spec_of(model)
     if not model.config.classes:
-        raise CheckpointError(f"{model.name}: has no classifier, so it cannot name what it sees; use embed")
+        raise CheckpointError(
+            f"{model.name}: has no classifier, so it cannot name what it sees; "
+            "use embed, or zero_shot where it has a text tower"
+        )
     pictures = iter(pictures)
     while batch := list(islice(pictures, batch_size)):
         results = [Classified(picture=picture) for picture in batch]
@@ -57,13 +61,15 @@ def iter_classify(
         if good:
             with torch.inference_mode():
                 logits_BL = model(_batch([p for _, p in good], model))
-            for (result, _), predictions in zip(good, best(logits_BL, model.labels, top_k), strict=True):
+            for (result, _), predictions in zip(
+                good, best(logits_BL, model.labels, top_k, model.config.score), strict=True
+            ):
                 result.top = predictions
         yield from results
 
 
 def classify(
-    images: Picture | Iterable[Picture], *, model: ViT | str | os.PathLike[str], top_k: int = 5
+    images: Picture | Iterable[Picture], *, model: ViT | CLIP | str | os.PathLike[str], top_k: int = 5
 ) -> list[list[Prediction]]:
     """The `top_k` most likely classes of every picture.
 
@@ -79,7 +85,11 @@ def classify(
 
 
 def embed(
-    images: Picture | Iterable[Picture], *, model: ViT | str | os.PathLike[str], pool: str = "cls", batch_size: int = 1
+    images: Picture | Iterable[Picture],
+    *,
+    model: ViT | CLIP | str | os.PathLike[str],
+    pool: str = "cls",
+    batch_size: int = 1,
 ) -> Tensor:
     """What the model makes of every picture, before the head.
 
@@ -126,8 +136,10 @@ def _several(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
     return [images] if one else images  # type: ignore[list-item, return-value]
 
 
-def _loaded(model: ViT | str | os.PathLike[str]) -> ViT:
-    return model if isinstance(model, ViT) else load(model)
+def _loaded(model: ViT | CLIP | str | os.PathLike[str]) -> ViT:
+    """The model that reads the pictures: of two towers, the image tower."""
+    given = load(model) if isinstance(model, (str, os.PathLike)) else model
+    return given.image if isinstance(given, CLIP) else given
 
 
 def image_spec_of(model: ViT) -> ImageSpec:

@@ -19,6 +19,7 @@ from minivit.cli.console import (
     printable,
     say,
 )
+from minivit.cli.texts import add_label_options, load_zero_shot
 
 if TYPE_CHECKING:
     from minivit.predict import Classified
@@ -44,6 +45,7 @@ def add_parser(commands: Any) -> None:
         ("csv", "a row for each label"),
     ):
         form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=f"write {text}")
+    add_label_options(parser)
     add_model_option(parser)
     add_hub_options(parser)
     add_run_options(parser)
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.images.count("-") > 1 or ("-" in args.images and sys.stdin.isatty()):
         say("- reads one picture from standard input: pipe it in, and name it once")
         return 2
-    model = load_model(args)
+    model = load_zero_shot(args) or load_model(args)
     if model.config.classes and not model.labels:
         say(f"{model.name} names no classes; the numbers are the outputs of its head")
     constant = {"model": model.name, "revision": model.revision, "device": str(model.patch_embed.weight.device)}

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minivit.errors import ModelUnavailableError, UsageError
 
@@ -73,6 +73,14 @@ def go_offline() -> None:
 
 
 def load_model(args: argparse.Namespace) -> ViT:
+    """The ViT the options ask for: of two towers, the image tower; else as `load_any`."""
+    from minivit.clip import CLIP
+
+    model = load_any(args)
+    return model.image if isinstance(model, CLIP) else model
+
+
+def load_any(args: argparse.Namespace) -> Any:
     """The model the options ask for; `auto` may fall back to the bundled one, and says so."""
     import torch
 

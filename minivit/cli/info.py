@@ -44,22 +44,42 @@ GATED = {"plain": "", "swiglu": "gated, "}
 
 def text(facts: dict[str, Any]) -> str:
     """The facts as a table for people."""
+    both = facts["config"] if "image" in facts["config"] else None
     c, tokens, weights, labels = facts["config"], facts["tokens"], facts["weights"], facts["labels"]
+    c = both["image"] if both else c
     named = f"{len(labels)}: {labels[0]} ... {labels[-1]}" if labels else "none named"
     pooled = POOLED[c["pooling"]] + (", tanh pooler" if c["pooler"] else "")
     other = f"projection to {c['projection']}" if c["projection"] else "none"
     head = f"{c['classes']} classes" if c["classes"] else other
     rows = {
-        "architecture": f"{c['depth']} blocks of width {c['width']}, {c['heads']} heads of {c['width'] // c['heads']}, "
-        f"MLP {c['mlp_width']} ({GATED[c['mlp']]}{c['activation']}), LayerNorm eps {c['eps']:g}",
+        "architecture": blocks(c),
         "image": f"{c['image_size'][0]} x {c['image_size'][1]} pixels in patches of {c['patch_size']}"
         + (", other sizes welcome" if c["any_size"] else ""),
         "tokens": f"{tokens['count']} = {tokens['prefix']} prefix + {tokens['grid'][0]} x {tokens['grid'][1]} patches",
         "head": f"{head}, on the {pooled}",
+        **({"text tower": text_tower(both)} if both else {}),
         "parameters": f"{facts['parameters']:,}",
         "weights": f"{weights['bytes'] / 1e6:,.1f} MB, {', '.join(weights['dtypes'])}, in {weights['files']} file(s)",
         "revision": facts["revision"] or "local files",
-        "labels": named if c["classes"] else "no head",
+        "labels": named if c["classes"] else "texts, as you give them" if both else "no head",
         "preprocessing": facts["preprocessing"] or "not stated (no preprocessor_config.json)",
     }
     return "\n".join([facts["model"], *(f"  {name:<14} {printable(value)}" for name, value in rows.items())])
+
+
+def blocks(c: dict[str, Any]) -> str:
+    """The blocks of a tower, in a line."""
+    return (
+        f"{c['depth']} blocks of width {c['width']}, {c['heads']} heads of {c['width'] // c['heads']}, "
+        f"MLP {c['mlp_width']} ({GATED[c.get('mlp', 'plain')]}{c['activation']}), LayerNorm eps {c['eps']:g}"
+    )
+
+
+def text_tower(both: dict[str, Any]) -> str:
+    """The text tower of two, and how both meet."""
+    c = both["text"]
+    seen = "causal" if c["causal"] else "every token sees all"
+    return (
+        f"{blocks(c)}; {c['vocabulary']:,} ids, {c['context']} tokens, {seen}; meets pictures in {c['projection']} "
+        f"numbers, {both['score']}"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -54,6 +55,7 @@ def table_for(source: Source, family: str | None = None) -> Table:
 
 
 Model = ViT | CLIP
+MODELS: dict[type, Callable[..., Model]] = {ViTConfig: ViT, CLIPConfig: CLIP}
 
 
 class Assembly(NamedTuple):
@@ -110,7 +112,7 @@ def examine(source: Source, shards: Shards, attend: Attend = attend_sdpa, family
     config, kind = read_config(source, table, {short: shards.shapes[name] for short, name in names.items()})
     try:
         with torch.device("meta"):
-            model: Model = CLIP(config, attend) if isinstance(config, CLIPConfig) else ViT(config, attend)
+            model: Model = MODELS[type(config)](config, attend)
     except (RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{source.name}: config.json makes no {table.makes}: {first_line(error)}") from None
     seeing = model.image if isinstance(model, CLIP) else model

@@ -88,6 +88,7 @@ def _layout(config: ViTConfig, model: ViT) -> tuple[Table, Kind, dict]:
                 read, _ = read_config(source, table, shapes)
             except CheckpointError:
                 continue
+            assert isinstance(read, ViTConfig), "LAYOUTS are of plain ViTs"
             if replace(read, position_resampling="hf", any_size=False) == wanted:
                 return table, kind, given
     raise UsageError(
