@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,15 @@ class Tokenizer:
         context: tokens a text may have.
         vocabulary: how many ids the model has.
         whole: pad every text to `context` (SigLIP).
+        bare: take punctuation and capitals away first, which open_clip leaves to the caller of SigLIP's tokenizer.
     """
 
-    def __init__(self, path: Path, *, context: int, vocabulary: int, whole: bool):
+    def __init__(self, path: Path, *, context: int, vocabulary: int, whole: bool, bare: bool = False):
         self.path = path
         self.context = context
         self.vocabulary = vocabulary
         self.whole = whole
+        self.bare = bare
         self._loaded: Any = None
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -41,7 +44,7 @@ class Tokenizer:
             UsageError: the tokenizers package is missing.
             CheckpointError: tokenizer.json cannot be read, or has other ids than the model.
         """
-        encodings = self._tokenizer().encode_batch(list(texts))
+        encodings = self._tokenizer().encode_batch([bared(text) if self.bare else text for text in texts])
         return torch.tensor([encoding.ids for encoding in encodings])
 
     def _tokenizer(self) -> Any:
@@ -89,3 +92,12 @@ class Tokenizer:
         if not ids:
             raise CheckpointError(f"{self.path}: ends no text and names no token that pads")
         return ids[-1]
+
+
+def bared(text: str) -> str:
+    """A text in lower case, without ASCII punctuation, single-spaced: canonicalize_text of open_clip and big_vision.
+
+    open_clip first repairs characters that were decoded wrongly, with the ftfy package; this does not.
+    """
+    text = text.replace("_", " ").translate(str.maketrans("", "", string.punctuation))
+    return " ".join(text.lower().split())

@@ -506,6 +506,113 @@ def _(path: Path) -> Reference:
     return _both_towers(path, "Siglip", text={"projection_size": 91}, processor=_SIGLIP)
 
 
+# --- open_clip ------------------------------------------------------------------------------------------------
+# Its package is no dependency of the tests. Its names, as open_clip/model.py has them, hold the weights of models of
+# transformers and timm, which are the reference.
+
+
+def _open_clip_names(model: nn.Module) -> dict[str, Tensor]:
+    """A CLIPModel's weights in the names and layouts of OpenAI's code."""
+    state = dict(model.state_dict())
+    result = {
+        "visual.class_embedding": state["vision_model.embeddings.class_embedding"],
+        "visual.conv1.weight": state["vision_model.embeddings.patch_embedding.weight"],
+        "visual.positional_embedding": state["vision_model.embeddings.position_embedding.weight"],
+        "visual.proj": state["visual_projection.weight"].T.contiguous(),
+        "text_projection": state["text_projection.weight"].T.contiguous(),
+        "logit_scale": state["logit_scale"],
+    }
+    for end in ("weight", "bias"):
+        result[f"visual.ln_pre.{end}"] = state[f"vision_model.pre_layrnorm.{end}"]
+        result[f"visual.ln_post.{end}"] = state[f"vision_model.post_layernorm.{end}"]
+    result |= _open_clip_blocks(state, "vision_model.", "visual.") | _open_clip_texts(state, "text_model.", "")
+    return result
+
+
+def _open_clip_texts(state: dict[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
+    return _open_clip_blocks(state, theirs, ours) | {
+        f"{ours}token_embedding.weight": state[f"{theirs}embeddings.token_embedding.weight"],
+        f"{ours}positional_embedding": state[f"{theirs}embeddings.position_embedding.weight"],
+        f"{ours}ln_final.weight": state[f"{theirs}final_layer_norm.weight"],
+        f"{ours}ln_final.bias": state[f"{theirs}final_layer_norm.bias"],
+    }
+
+
+def _open_clip_blocks(state: dict[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
+    result = {}
+    layers = 1 + max(int(name.split("layers.")[1].split(".")[0]) for name in state if f"{theirs}encoder.layers" in name)
+    for i in range(layers):
+        old, new = f"{theirs}encoder.layers.{i}.", f"{ours}transformer.resblocks.{i}."
+        for end in ("weight", "bias"):
+            parts = [state[f"{old}self_attn.{part}_proj.{end}"] for part in "qkv"]
+            result[f"{new}attn.in_proj_{end}"] = torch.cat(parts)
+            for name, known in (
+                ("attn.out_proj", "self_attn.out_proj"),
+                ("ln_1", "layer_norm1"),
+                ("ln_2", "layer_norm2"),
+            ):
+                result[f"{new}{name}.{end}"] = state[f"{old}{known}.{end}"]
+            result[f"{new}mlp.c_fc.{end}"] = state[f"{old}mlp.fc1.{end}"]
+            result[f"{new}mlp.c_proj.{end}"] = state[f"{old}mlp.fc2.{end}"]
+    return result
+
+
+def _write_open_clip(path: Path, state: dict[str, Tensor], model_cfg: dict, safe: bool = True) -> None:
+    import json
+
+    from safetensors.torch import save_file
+
+    for file in path.iterdir():
+        file.unlink()
+    if safe:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, path / "open_clip_model.safetensors")
+    else:
+        torch.save(state, path / "open_clip_pytorch_model.bin")
+    given = {"model_cfg": model_cfg, "preprocess_cfg": {"resize_mode": "squash", "interpolation": "bilinear"}}
+    (path / "open_clip_config.json").write_text(json.dumps(given))
+
+
+@case("open_clip", "quick-gelu")
+def _(path: Path) -> Reference:
+    # Heads in open_clip are 64 wide unless it says otherwise.
+    made = _both_towers(path, "CLIP", text={"eos_token_id": 2}, projection_dim=31, processor=_CLIP)
+    vision = {"image_size": 40, "layers": 3, "width": 91, "head_width": 13, "patch_size": 8, "mlp_ratio": 101 / 91}
+    text = {"context_length": 13, "vocab_size": 97, "width": 24, "heads": 3, "layers": 2, "mlp_ratio": 1.21}
+    config = {"embed_dim": 31, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    _write_open_clip(path, _open_clip_names(made.model), config, safe=False)
+    made.other_sizes = ()
+    return made
+
+
+class _Siglip(nn.Module):
+    """An image tower of timm, a text tower of transformers, and SigLIP's scale and bias."""
+
+    def __init__(self) -> None:
+        import timm
+        import transformers
+
+        super().__init__()
+        text = {**_TEXT, "projection_size": 768, "hidden_act": "gelu", "attn_implementation": "sdpa"}
+        self.trunk = timm.create_model("vit_base_patch32_siglip_256", num_classes=0)
+        self.text = transformers.SiglipTextModel(transformers.SiglipTextConfig(**text))
+        self.logit_scale = nn.Parameter(torch.tensor(2.1))
+        self.logit_bias = nn.Parameter(torch.tensor(-3.0))
+
+
+def _siglip_outputs(model: nn.Module, pixels: Tensor) -> Outputs:
+    tokens = model.trunk.forward_features(pixels)
+    pictures, texts = model.trunk.forward_head(tokens), model.text(input_ids=ids_of(pixels))
+    embeddings = nn.functional.normalize(pictures, dim=-1), nn.functional.normalize(texts.pooler_output, dim=-1)
+    return {
+        "tokens": tokens,
+        "pooled": pictures,
+        "image embeddings": pictures,
+        "text tokens": texts.last_hidden_state,
+        "text embeddings": texts.pooler_output,
+        "logits": embeddings[0] @ embeddings[1].T * model.logit_scale.exp() + model.logit_bias,
+    }
+
+
 # --- torchvision ----------------------------------------------------------------------------------------------
 
 
@@ -856,6 +963,23 @@ def _(path: Path) -> Reference:
 @case("siglip_vision_model", "B-16", full_size=True)
 def _(path: Path) -> Reference:
     return _hf(path, "SiglipVisionConfig", "SiglipVisionModel", "encoder.layers", _tower(), **_B, **_224)
+
+
+@case("open_clip_timm", "SigLIP-B-32", full_size=True)
+def _(path: Path) -> Reference:
+    torch.manual_seed(0)
+    model = randomise(_Siglip())
+    state = {f"visual.{name}": tensor for name, tensor in model.state_dict().items() if name.startswith("trunk.")}
+    state |= _open_clip_texts(dict(model.text.state_dict()), "", "text.")
+    state |= {f"text.text_projection.{end}": getattr(model.text.head, end).detach() for end in ("weight", "bias")}
+    state |= {name: getattr(model, name).detach() for name in ("logit_scale", "logit_bias")}
+    vision = {"image_size": 256, "timm_model_name": "vit_base_patch32_siglip_256", "timm_pool": "map"}
+    text = {"context_length": 13, "vocab_size": 97, "width": 24, "heads": 3, "layers": 2, "mlp_ratio": 1.21}
+    text |= {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+    config = {"embed_dim": 768, "init_logit_bias": -10, "vision_cfg": {**vision, "timm_proj": "none"}, "text_cfg": text}
+    _write_open_clip(path, state, config)
+    blocks = nn.ModuleList([*model.trunk.blocks, *model.text.encoder.layers])
+    return Reference(path=path, family=None, model=model, blocks=blocks, size=(256, 256), run=_siglip_outputs)
 
 
 @case("torchvision", "vit_b_32", full_size=True)

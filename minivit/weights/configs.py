@@ -83,8 +83,9 @@ def _section(given: dict, table: Table) -> dict:
     section = given.get(f"{table.section}_dict") or given.get(table.section)
     if not isinstance(section, dict):
         return given
-    # The size of the shared space stands beside both towers, everything else inside each.
-    return {**section, **{key: given[key] for key in ("projection_dim", "architectures") if key in given}}
+    # The size of the shared space stands beside both towers, nearly everything else inside each.
+    shared = ("projection_dim", "architectures", "embed_dim", "quick_gelu")
+    return {**section, **{key: given[key] for key in shared if key in given}}
 
 
 def _is_like(value: object, default: object) -> bool:
@@ -196,6 +197,65 @@ def _timm(given: dict, shapes: Shapes) -> dict[str, Any]:
     }
 
 
+# What of open_clip's CLIPVisionCfg and CLIPTextCfg is read, or changes nothing at inference.
+_OPEN_CLIP_KEYS = frozenset(
+    {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "context_length", "vocab_size", "heads"}
+    | {"norm_kwargs", "act_kwargs", "pool_type", "no_causal_mask", "proj_bias", "embed_dim", "quick_gelu"}
+    | {"timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "hf_tokenizer_name", "tokenizer_kwargs"}
+    | {"patch_dropout", "timm_drop", "timm_drop_path"}
+)
+
+
+def _open_clip_block(given: dict, width: int, heads: int) -> dict[str, Any]:
+    """What either tower of open_clip says of its blocks."""
+    unknown = {key: value for key, value in given.items() if key not in _OPEN_CLIP_KEYS and value}
+    tanh = (given.get("act_kwargs") or {}).get("approximate") == "tanh"
+    if unknown:
+        raise ValueError(f"there is no switch for open_clip's {', '.join(f'{k}={v!r}' for k, v in unknown.items())}")
+    return {
+        "width": width,
+        "depth": given.get("layers", 12),
+        "heads": heads,
+        "mlp_width": int(width * given.get("mlp_ratio", 4.0)),
+        "eps": (given.get("norm_kwargs") or {}).get("eps", 1e-5),
+        "activation": "quick_gelu" if given.get("quick_gelu") else "gelu_tanh" if tanh else "gelu",
+    }
+
+
+def _open_clip_image(given: dict, shapes: Shapes) -> dict[str, Any]:
+    size, width = given.get("image_size", 224), given.get("width", 768)
+    return {
+        **_open_clip_block(given, width, width // given.get("head_width", 64)),
+        "image_size": (size, size) if isinstance(size, int) else tuple(size),
+        "patch_size": given.get("patch_size", 16),
+        "projection": given["embed_dim"],
+    }
+
+
+def _open_clip_trunk(given: dict, shapes: Shapes) -> dict[str, Any]:
+    """An image tower of timm: its name, and its answer as it comes out of its pooling."""
+    if (given.get("timm_pool"), given.get("timm_proj")) != ("map", "none"):
+        raise ValueError("only timm_pool 'map' with timm_proj 'none' is known")
+    size = given.get("image_size", 224)
+    named = {"architecture": given.get("timm_model_name"), "model_args": {"img_size": size}, "num_classes": 0}
+    return _timm(named, shapes)
+
+
+def _open_clip_text(given: dict, shapes: Shapes) -> dict[str, Any]:
+    pooling = given.get("pool_type", "argmax")
+    if pooling not in ("argmax", "last"):
+        raise ValueError(f"pool_type is {pooling!r}; known are argmax and last")
+    return {
+        **_open_clip_block(given, given.get("width", 512), given.get("heads", 8)),
+        "vocabulary": given.get("vocab_size", 49408),
+        "context": given.get("context_length", 77),
+        "causal": not given.get("no_causal_mask", False),
+        "pooling": pooling,
+        "projection": given["embed_dim"],
+        "projection_bias": given.get("proj_bias", False),
+    }
+
+
 _TIMM_ACTIVATIONS = {None: "gelu", "gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "silu": "silu"}
 _TIMM_POOLINGS = {"token": "cls", "avg": "mean", "map": "map"}
 
@@ -250,6 +310,9 @@ DERIVED: dict[str, Callable[[dict, Shapes], dict[str, Any]]] = {
     "dinov3": _dinov3,
     "clip_text": _clip_text,
     "siglip_text": _siglip_text,
+    "open_clip_image": _open_clip_image,
+    "open_clip_trunk": _open_clip_trunk,
+    "open_clip_text": _open_clip_text,
     "timm": _timm,
     "facebook": _facebook,
     "jax": _jax,
@@ -302,6 +365,13 @@ def find_preprocessor(source: Source, table: Table, config: ViTConfig) -> tuple[
         return source.preprocessor, "preprocessor_config.json"
     height, width = config.image_size
     pretrained = source.config.get("pretrained_cfg")
+    if isinstance(given := source.config.get("preprocess_cfg"), dict):
+        # open_clip's words for what timm says in others; its mean and std are OpenAI's where it names none.
+        mode = {"shortest": "center", "squash": "squash"}.get(given.get("resize_mode") or "shortest", "longest")
+        means = {"mean": PROCESSORS["CLIP"]["image_mean"], "std": PROCESSORS["CLIP"]["image_std"]}
+        stated = {key: given[key] for key in ("mean", "std", "interpolation") if key in given}
+        words = {**means, **stated, "crop_pct": 1.0, "crop_mode": mode}
+        return _timm_preprocessor(words, height, width), "open_clip_config.json"
     if isinstance(pretrained, dict):
         return _timm_preprocessor(pretrained, height, width), "config.json's pretrained_cfg"
     if table.assumed and "size" in table.assumed and table.assumed["size"] is None:

@@ -166,8 +166,10 @@ def _tokenizer(source: Source, config: TextConfig) -> Tokenizer | None:
     if path is None:
         return None
     find_beside(source, "tokenizer_config.json")
+    text = source.config.get("text_cfg") or {}
+    bare = (text.get("tokenizer_kwargs") or {}).get("clean") == "canonicalize"
     whole = config.pooling == "last"
-    return Tokenizer(path, context=config.context, vocabulary=config.vocabulary, whole=whole)
+    return Tokenizer(path, context=config.context, vocabulary=config.vocabulary, whole=whole, bare=bare)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -500,6 +500,100 @@ TIMM = Table(
     processor="TimmTransform",
 )
 
+
+def _resblocks(names: str) -> dict[str, Row]:
+    """Rows of the blocks in OpenAI's code, which open_clip keeps."""
+    block = names + "transformer.resblocks.{i}."
+    return {
+        "blocks.{i}.norm1": (block + "ln_1",),
+        "blocks.{i}.attn.qkv.weight": (block + "attn.in_proj_weight",),
+        "blocks.{i}.attn.qkv.bias": (block + "attn.in_proj_bias",),
+        "blocks.{i}.attn.proj": (block + "attn.out_proj",),
+        "blocks.{i}.norm2": (block + "ln_2",),
+        "blocks.{i}.mlp.fc1": (block + "mlp.c_fc",),
+        "blocks.{i}.mlp.fc2": (block + "mlp.c_proj",),
+    }
+
+
+def _open_clip_text(names: str) -> dict[str, Row]:
+    return {
+        "token_embed": (names + "token_embedding",),
+        "pos_embed": (Spelling((names + "positional_embedding",), "flat"),),
+        **_resblocks(names),
+        "norm": (names + "ln_final",),
+    }
+
+
+_OPEN_CLIP_TEXT = Table(
+    config=TextConfig,
+    makes="text tower",
+    section="text_cfg",
+    kinds={"CLIP": Kind()},
+    derived="open_clip_text",
+    rows=_open_clip_text(""),
+)
+_OPEN_CLIP_SCALE: dict[str, Row] = {"logit_scale": (Spelling(("logit_scale",), "scalar"),)}
+
+# Both towers in the names of OpenAI's own code: open_clip's CLIP (open_clip/model.py), in laion/CLIP-* and
+# timm/vit_*_clip_*. They are described by open_clip_config.json.
+OPEN_CLIP = Table(
+    model_types=("open_clip",),
+    config=CLIPConfig,
+    makes="CLIP",
+    towers={
+        "image": Table(
+            section="vision_cfg",
+            kinds={"CLIP": Kind()},
+            constants={"norm_pre": True, "norm": "pooled", "patch_bias": False, "position_resampling": "timm"},
+            derived="open_clip_image",
+            rows={},
+        ),
+        "text": _OPEN_CLIP_TEXT,
+    },
+    kinds={"CLIP": Kind()},
+    rows={
+        "image.cls_token": (Spelling(("visual.class_embedding",), "flat"),),
+        "image.pos_embed": (Spelling(("visual.positional_embedding",), "flat"),),
+        "image.patch_embed": ("visual.conv1",),
+        "image.norm_pre": ("visual.ln_pre",),
+        **_under("image.", "", _resblocks("visual.")),
+        "image.norm": ("visual.ln_post",),
+        "image.proj.weight": (Spelling(("visual.proj",), "transposed"),),
+        **_under("text.", "", _open_clip_text("")),
+        "text.proj.weight": (Spelling(("text_projection",), "transposed"),),
+        **_OPEN_CLIP_SCALE,
+    },
+    processor="TimmTransform",
+)
+
+# SigLIP as open_clip has it: an image tower of timm, and its own text tower (open_clip's CustomTextCLIP), in
+# timm/ViT-*-SigLIP.
+OPEN_CLIP_TIMM = Table(
+    model_types=("open_clip_timm",),
+    config=CLIPConfig,
+    makes="SigLIP",
+    towers={
+        "image": Table(
+            section="vision_cfg",
+            kinds={"CLIP": Kind()},
+            constants={"position_resampling": "timm"},
+            derived="open_clip_trunk",
+            rows={},
+        ),
+        "text": _OPEN_CLIP_TEXT,
+    },
+    kinds={"CLIP": Kind()},
+    constants={"score": "sigmoid"},
+    rows={
+        **_under("image.", "visual.trunk.", _TIMM_ROWS),
+        **_under("text.", "", _open_clip_text("text.")),
+        "text.proj": ("text.text_projection",),
+        **_OPEN_CLIP_SCALE,
+        "logit_bias": (Spelling(("logit_bias",), "scalar"),),
+    },
+    processor="TimmTransform",
+)
+
 # The original .pth of github.com/facebookresearch/dino and dinov2 (vision_transformer.py of either), without and
 # with registers: everything that differs between them is in the shapes. The evaluation transform of both.
 FACEBOOK = Table(
@@ -567,6 +661,8 @@ FAMILIES = {
     "clip_vision_model": HF_CLIP_VISION,
     "siglip": HF_SIGLIP,
     "siglip_vision_model": HF_SIGLIP_VISION,
+    "open_clip": OPEN_CLIP,
+    "open_clip_timm": OPEN_CLIP_TIMM,
     "torchvision": TORCHVISION,
     "timm": TIMM,
     "facebook": FACEBOOK,
