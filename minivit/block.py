@@ -66,10 +66,12 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """One pre-norm Transformer layer, (B, N, D) -> (B, N, D): equations 2 and 3 of arXiv:2010.11929."""
 
+    attention = SelfAttention
+
     def __init__(self, config: BlockConfig, attend: Attend = attend_sdpa):
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=config.eps)
-        self.attn = SelfAttention(config, attend)
+        self.attn = self.attention(config, attend)
         self.ls1 = LayerScale(config.width) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(config.width, eps=config.eps)
         self.mlp = SwiGLU(config) if config.mlp == "swiglu" else MLP(config)

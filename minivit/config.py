@@ -19,6 +19,7 @@ NORMS = ("tokens", "pooled")
 POOLINGS = ("cls", "mean", "cls+mean", "cls&dist", "map")
 HEADS = ("linear", "cosine")
 SCORES = ("softmax", "sigmoid")
+WINDOWINGS = ("hf", "torchvision", "timm")  # see swin.windows_of
 TEXT_POOLINGS = ("argmax", "end", "last")
 RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in the order of Pillow's codes 0 to 5
 FLOAT_RESAMPLES = ("bilinear", "bicubic")  # of these, the ones PyTorch has for a resize in float32
@@ -296,8 +297,121 @@ class CLIPConfig:
             raise UsageError(f"score is {self.score!r}; it must be one of {', '.join(SCORES)}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SwinStage:
+    """One stage of a Swin: what its blocks read."""
+
+    width: int  # D, the size of a token
+    heads: int  # A, attention heads per block
+    mlp_width: int  # F, the hidden size of the MLP
+    window: int  # patches along each side of a window
+    eps: float
+    activation: str
+    qkv_bias: bool
+
+    # Switches of a Block that Swin does not use.
+    mlp: ClassVar[str] = "plain"
+    layer_scale: ClassVar[bool] = False
+
+    @property
+    def head_dim(self) -> int:
+        """K, the size of one head's queries, keys and values."""
+        return self.width // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinConfig:
+    """The sizes and switches of one Swin (Liu et al. 2021, arXiv:2103.14030)."""
+
+    image_size: tuple[int, int] = (224, 224)  # pixels (height, width)
+    patch_size: int = 4  # pixels along each side of a patch
+    channels: int = 3  # C
+    width: int = 96  # of the first stage; each later stage has twice the one before
+    depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of every stage
+    heads: tuple[int, ...] = (3, 6, 12, 24)  # of every stage
+    window: tuple[int, ...] = (7, 7, 7, 7)  # of every stage, patches along each side of a window
+    mlp_ratio: float = 4.0  # F / D
+    eps: float = 1e-5  # of every LayerNorm
+    activation: str = "gelu"  # of the MLP, one of ACTIVATIONS
+    qkv_bias: bool = True  # whether queries, keys and values have a bias
+    classes: int = 1000  # L, outputs of the head; 0 means no head, the model returns pooled_BD
+    windowing: str = "hf"  # how a grid that does not fit is padded and shifted, one of WINDOWINGS; see swin.windows_of
+    any_size: bool = True  # pictures of another size are taken without asking: there are no positions to stretch
+
+    # What a reader of ViTConfig asks for, and no Swin has.
+    patch_bias: ClassVar[bool] = True
+    cls_token: ClassVar[bool] = False
+    projection: ClassVar[int] = 0
+    score: ClassVar[str] = "softmax"
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "channels", "width"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        stages = {name: len(getattr(self, name)) for name in ("depths", "heads", "window")}
+        if not self.depths or len(set(stages.values())) != 1:
+            raise UsageError(f"depths, heads and window are of {', '.join(map(str, stages.values()))} stages")
+        if min((*self.depths, *self.heads, *self.window)) < 1:
+            raise UsageError(f"depths {self.depths}, heads {self.heads} and window {self.window} must be at least 1")
+        for stage in self.stages:
+            if stage.width % stage.heads:
+                raise UsageError(f"width {stage.width} is not divisible by {stage.heads} heads")
+        if self.classes < 0:
+            raise UsageError(f"classes is {self.classes}; it must be 0 (no head) or more")
+        if not 0 < self.eps < 1:
+            raise UsageError(f"eps is {self.eps}; it must lie between 0 and 1")
+        if min(self.image_size) < 1:
+            raise UsageError(f"image_size is {self.image_size}; it must be at least 1 x 1")
+        for name, known in (("activation", ACTIVATIONS), ("windowing", WINDOWINGS)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+
+    @property
+    def stages(self) -> tuple[SwinStage, ...]:
+        """The stages, first to last."""
+        return tuple(
+            SwinStage(
+                width=self.width * 2**i,
+                heads=heads,
+                mlp_width=int(self.width * 2**i * self.mlp_ratio),
+                window=window,
+                eps=self.eps,
+                activation=self.activation,
+                qkv_bias=self.qkv_bias,
+            )
+            for i, (heads, window) in enumerate(zip(self.heads, self.window, strict=True))
+        )
+
+    @property
+    def depth(self) -> int:
+        """Blocks of all stages together."""
+        return sum(self.depths)
+
+    def grid(self, image_size: tuple[int, int] | None = None, stage: int = 0) -> tuple[int, int]:
+        """Tokens as (rows, columns) in a stage, for a picture of `image_size`, or the config's own.
+
+        Raises:
+            ShapeError: the picture is not a whole number of patches, where its reference does not pad it.
+        """
+        height, width = image_size or self.image_size
+        patch = self.patch_size
+        if height < 1 or width < 1 or (self.windowing != "hf" and (height % patch or width % patch)):
+            raise ShapeError(f"an image of {height} x {width} is not a whole number of patches of {patch}")
+        share = patch * 2**stage  # odd grids are padded before they are merged
+        return -(-height // share), -(-width // share)
+
+    def layout_for(self, image_size: tuple[int, int]) -> TokenLayout:
+        """The tokens of the last stage, of a picture of this size; raises as `grid`."""
+        return TokenLayout(cls=0, grid=self.grid(image_size, len(self.depths) - 1))
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The tokens of the last stage, of a picture of `image_size`."""
+        return self.layout_for(self.image_size)
+
+
 # What a Block reads its sizes and switches from.
-BlockConfig = ViTConfig | TextConfig
+BlockConfig = ViTConfig | TextConfig | SwinStage
 
 _CHOICES = {
     "activation": ACTIVATIONS,

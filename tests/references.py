@@ -5,6 +5,7 @@ Sizes are pairwise different, and primes where the library allows it, so that no
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minivit.clip import CLIP
+from minivit.swin import Swin
 
 Outputs = dict[str, Tensor]
 
@@ -74,14 +76,20 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def in_a_row(out: Any) -> Tensor:
+    """What a block returns as (B, N, D): the first of several, and a grid's tokens row by row."""
+    out = out[0] if isinstance(out, tuple) else out
+    return out.flatten(1, 2) if out.ndim == 4 else out
+
+
 @torch.no_grad()
 def run_reference(reference: Reference, pixels: Tensor, dtype: torch.dtype, resized: bool = False) -> Outputs:
     """Outputs of the reference and of each of its blocks, computed in `dtype`."""
     model = reference.model.to(dtype)
-    blocks: list[Tensor] = []
+    blocks: dict[str, Tensor] = {}
     hooks = [
-        block.register_forward_hook(lambda m, args, out: blocks.append(out[0] if isinstance(out, tuple) else out))
-        for block in reference.blocks
+        block.register_forward_hook(lambda m, args, out, i=i: blocks.update({f"block {i}": in_a_row(out)}))
+        for i, block in enumerate(reference.blocks)
     ]
     try:
         outputs = (reference.resized if resized and reference.resized else reference.run)(model, pixels.to(dtype))
@@ -89,8 +97,7 @@ def run_reference(reference: Reference, pixels: Tensor, dtype: torch.dtype, resi
         for hook in hooks:
             hook.remove()
         reference.model.float()
-    # A classifier runs its backbone a second time, for the logits.
-    return {f"block {i}": blocks[i] for i in range(len(reference.blocks))} | outputs
+    return blocks | outputs
 
 
 @torch.no_grad()
@@ -98,6 +105,8 @@ def run_minivit(model: Any, pixels: Tensor, resized: bool = False) -> Outputs:
     """The same outputs of a minivit model, in its own dtype."""
     if isinstance(model, CLIP):
         return run_clip(model, pixels, resized)
+    if isinstance(model, Swin):
+        return run_swin(model, pixels)
     pixels = pixels.to(model.patch_embed.weight.dtype)
     outputs: Outputs = {}
     hooks = [
@@ -137,8 +146,26 @@ def run_clip(model: CLIP, pixels: Tensor, resized: bool = False) -> Outputs:
     return outputs
 
 
+@torch.no_grad()
+def run_swin(model: Swin, pixels: Tensor) -> Outputs:
+    """Outputs of all blocks, then of all stages, and of the model."""
+    outputs: Outputs = {}
+    hooks = [
+        module.register_forward_hook(lambda m, args, out, i=i: outputs.update({f"block {i}": out}))
+        for i, module in enumerate([*model.blocks, *model.stages])
+    ]
+    outputs["tokens"] = model.features(pixels.to(model.norm.weight.dtype))
+    for hook in hooks:
+        hook.remove()
+    outputs["pooled"] = model.pool(outputs["tokens"])
+    outputs["logits"] = model(pixels.to(model.norm.weight.dtype))
+    return outputs
+
+
 def blocks_of(model: Any) -> int:
     """How many blocks `run_minivit` gives the outputs of."""
+    if isinstance(model, Swin):
+        return len(model.blocks) + len(model.stages)
     return len(model.image.blocks) + len(model.text.blocks) if isinstance(model, CLIP) else len(model.blocks)
 
 
@@ -186,7 +213,8 @@ def _hf(
 ) -> Reference:
     import transformers
 
-    given = getattr(transformers, config_class)(**{**HF, **config})
+    given = {key: value for key, value in {**HF, **config}.items() if value is not None}
+    given = getattr(transformers, config_class)(**given)
     torch.manual_seed(seed)
     model = randomise(getattr(transformers, model_class)(given, **(make_kwargs or {})), seed)
     model.save_pretrained(path)
@@ -903,6 +931,114 @@ def _(path: Path) -> Reference:
     return _jax(path, prefix="opt/target/", classes=5, compressed=True)
 
 
+# --- Swin -----------------------------------------------------------------------------------------------------
+# A grid of 10 x 14 tokens in windows of 3: padded to 12 x 15, merged to 5 x 7 and 3 x 4, of which one side is a window.
+
+SWIN = {"embed_dim": 14, "depths": [2, 3, 2], "num_heads": [2, 7, 4], "window_size": 3, "mlp_ratio": 1.5}
+
+
+def _pristine(run: Callable) -> Callable:
+    """Run on a copy: transformers' Swin remembers for good that a picture was too small to be shifted."""
+    return lambda model, pixels: run(copy.deepcopy(model), pixels)
+
+
+def _hf_swin(path: Path, kind: str, **changes: Any) -> Reference:
+    prefix = "swin." if kind.endswith("Classification") else ""
+    run = _backbone(prefix.rstrip(".") or None)
+
+    def tokens_only(model: nn.Module, pixels: Tensor) -> Outputs:
+        return {name: tensor for name, tensor in run(model, pixels).items() if name != "cls"}
+
+    plain = dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"))
+    given = {**plain, **SWIN, "image_size": [40, 56], "patch_size": 4, **changes}
+    made = _hf(path, "SwinConfig", kind, prefix + "encoder.layers", _pristine(tokens_only), **given)
+    blocks = [block for stage in made.blocks for block in stage.blocks]
+    made.blocks = nn.ModuleList([*blocks, *made.blocks])
+    return made
+
+
+@case("swin", "classifier")
+def _(path: Path) -> Reference:
+    # 64 x 88: no side is a window; 50 x 61: no whole number of patches, which are padded too.
+    sizes = ((64, 88), (50, 61))
+    return _hf_swin(path, "SwinForImageClassification", other_sizes=sizes)
+
+
+@case("swin", "backbone-no-qkv-bias")
+def _(path: Path) -> Reference:
+    changes = {"qkv_bias": False, "hidden_act": "quick_gelu", "image_size": 56, "window_size": 4}
+    return _hf_swin(path, "SwinModel", **changes, depths=[2, 2], num_heads=[2, 4])
+
+
+def _torchvision_swin(path: Path, published: bool = False) -> Reference:
+    import json
+
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    sizes = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7, "mlp_ratio": 4.0}
+    sizes = sizes if published else SWIN
+    args = {key: value for key, value in sizes.items() if key != "window_size"}
+    torch.manual_seed(0)
+    model = randomise(SwinTransformer([4, 4], window_size=[sizes["window_size"]] * 2, num_classes=11, **args))
+    torch.save(model.state_dict(), path / "model.pth")
+    size = [224, 224] if published else [40, 56]
+    config = {"model_type": "torchvision_swin", "image_size": size, "num_labels": 11, **sizes}
+    (path / "config.json").write_text(json.dumps(config))
+    stages = [model.features[i] for i in range(1, len(model.features), 2)]
+    ends = [model.features[i] for i in range(2, len(model.features), 2)] + [stages[-1]]
+
+    def run(model: nn.Module, pixels: Tensor) -> Outputs:
+        tokens = model.norm(model.features(pixels)).flatten(1, 2)
+        return {"tokens": tokens, "pooled": tokens.mean(dim=1), "logits": model(pixels)}
+
+    blocks = nn.ModuleList([*(block for stage in stages for block in stage), *ends])
+    # 8 x 40: less than a window, which torchvision alone pads to one.
+    others = ((64, 88), (24, 48), (8, 40))
+    return Reference(
+        path=path / "model.pth", family=None, model=model, blocks=blocks, size=tuple(size), run=run, other_sizes=others
+    )
+
+
+@case("torchvision_swin", "swin")
+def _(path: Path) -> Reference:
+    return _torchvision_swin(path)
+
+
+def _timm_swin(path: Path, name: str, size: Any = (40, 56), other_sizes: tuple = (), **changes: Any) -> Reference:
+    import timm
+    from timm.models import save_for_hf
+
+    small = {**SWIN, "num_classes": 11, "img_size": size, **changes}
+    kwargs = {key: value for key, value in small.items() if value is not None}
+    torch.manual_seed(0)
+    model = randomise(timm.create_model(name, **kwargs))
+    save_for_hf(model, path, safe_serialization=True, model_args=kwargs)
+    # timm crops squares out of squares; these pictures are oblong.
+    (path / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
+    stages = list(model.layers)
+    ends = [stage.downsample for stage in stages[1:]] + [stages[-1]]
+
+    def run(model: nn.Module, pixels: Tensor) -> Outputs:
+        tokens = model.forward_features(pixels)
+        outputs = {"tokens": tokens.flatten(1, 2), "pooled": model.forward_head(tokens, pre_logits=True)}
+        return outputs | ({"logits": model(pixels)} if model.num_classes else {})
+
+    blocks = nn.ModuleList([*(block for stage in stages for block in stage.blocks), *ends])
+    return Reference(path=path, family=None, model=model, blocks=blocks, size=size, run=run, other_sizes=other_sizes)
+
+
+@case("timm_swin", "tiny")
+def _(path: Path) -> Reference:
+    return _timm_swin(path, "swin_tiny_patch4_window7_224")
+
+
+@case("timm_swin", "stages-of-their-own-window")
+def _(path: Path) -> Reference:
+    # 56 x 40 pixels: the last stage has 4 x 3 tokens in windows of 2; other sizes shift as the first one does.
+    changes = {"window_size": [3, 5, 2], "num_classes": 0, "qkv_bias": False, "dynamic_img_size": True}
+    return _timm_swin(path, "swin_s3_tiny_224", (56, 40), ((64, 88),), **changes)
+
+
 # --- published sizes ------------------------------------------------------------------------------------------
 # The smallest published size of every family, whole.
 
@@ -980,6 +1116,22 @@ def _(path: Path) -> Reference:
     _write_open_clip(path, state, config)
     blocks = nn.ModuleList([*model.trunk.blocks, *model.text.encoder.layers])
     return Reference(path=path, family=None, model=model, blocks=blocks, size=(256, 256), run=_siglip_outputs)
+
+
+@case("swin", "T-4-7", full_size=True)
+def _(path: Path) -> Reference:
+    whole = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7, "mlp_ratio": 4.0}
+    return _hf_swin(path, "SwinForImageClassification", **whole, image_size=224, processor={"size": 224})
+
+
+@case("torchvision_swin", "swin_t", full_size=True)
+def _(path: Path) -> Reference:
+    return _torchvision_swin(path, published=True)
+
+
+@case("timm_swin", "swin_tiny_patch4_window7_224", full_size=True)
+def _(path: Path) -> Reference:
+    return _timm_swin(path, "swin_tiny_patch4_window7_224", (224, 224), **dict.fromkeys(SWIN))
 
 
 @case("torchvision", "vit_b_32", full_size=True)

@@ -8,14 +8,20 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minivit.config import RESAMPLES, CLIPConfig, ImageSpec, TextConfig, ViTConfig
+from minivit.config import RESAMPLES, CLIPConfig, ImageSpec, SwinConfig, TextConfig, ViTConfig
 from minivit.errors import CheckpointError, UsageError
-from minivit.weights.architectures import TIMM_ARCHITECTURES, TIMM_DEFAULTS, TIMM_TRAINING
+from minivit.weights.architectures import (
+    TIMM_ARCHITECTURES,
+    TIMM_DEFAULTS,
+    TIMM_SWIN_DEFAULTS,
+    TIMM_SWINS,
+    TIMM_TRAINING,
+)
 from minivit.weights.files import Source, imagenet_labels
 from minivit.weights.tables import PROCESSORS, Kind, Table
 
 Shapes = Mapping[str, tuple[int, ...]]  # source name without prefix -> shape
-Config = ViTConfig | TextConfig | CLIPConfig
+Config = ViTConfig | TextConfig | CLIPConfig | SwinConfig
 
 
 def read_config(source: Source, table: Table, shapes: Shapes) -> tuple[Config, Kind]:
@@ -64,8 +70,9 @@ def read_config(source: Source, table: Table, shapes: Shapes) -> tuple[Config, K
     try:
         derived = DERIVED[table.derived](given, shapes) if table.derived else {}
         values = {**table.constants, **values, **derived, **kind.values}
-        if table.config is ViTConfig:
+        if table.config in (ViTConfig, SwinConfig):
             values.setdefault("classes", _classes(given, kind, shapes) if kind.head else 0)
+        if table.config is ViTConfig:
             # A pooler beside a head is not used by the reference either; without a head it is the output.
             values.setdefault("pooler", not values["classes"] and _has(shapes, table.pooler))
         return table.config(**values), kind
@@ -197,6 +204,51 @@ def _timm(given: dict, shapes: Shapes) -> dict[str, Any]:
     }
 
 
+def _swin(given: dict, shapes: Shapes) -> dict[str, Any]:
+    """The stages of a Swin, in the words of transformers' SwinConfig."""
+    depths, heads = given.get("depths", [2, 2, 6, 2]), given.get("num_heads", [3, 6, 12, 24])
+    window = given.get("window_size", 7)
+    for name, value in (("depths", depths), ("num_heads", heads)):
+        if not isinstance(value, list) or not all(type(number) is int for number in value):
+            raise ValueError(f"{name} is {value!r}; expected a list of whole numbers")
+    if type(window) is not int:
+        raise ValueError(f"window_size is {window!r}; expected a whole number")
+    if sum(depths) > len(shapes):
+        raise ValueError(f"depths is {depths}; the weights have only {len(shapes)} tensors")
+    return {"depths": tuple(depths), "heads": tuple(heads), "window": (window,) * len(depths)}
+
+
+def _timm_swin(given: dict, shapes: Shapes) -> dict[str, Any]:
+    """timm's `architecture` with its `model_args` and `pretrained_cfg`, in the vocabulary of SwinTransformer."""
+    pretrained, overrides = given.get("pretrained_cfg") or {}, given.get("model_args") or {}
+    args = {**TIMM_SWIN_DEFAULTS, **TIMM_SWINS[given["architecture"]]}
+    if "input_size" in pretrained:
+        args["in_chans"], *args["img_size"] = pretrained["input_size"]
+    args.update({key: given[key] for key in ("num_classes", "global_pool") if key in given})
+    args.update({key: value for key, value in overrides.items() if key not in TIMM_TRAINING})
+    unknown = {key: value for key, value in args.items() if key not in TIMM_SWIN_DEFAULTS and value}
+    if args["global_pool"] != "avg" or unknown:
+        shown = unknown or {"global_pool": args["global_pool"]}
+        raise ValueError(f"there is no switch for timm's {', '.join(f'{k}={v!r}' for k, v in shown.items())}")
+    size, window, depths = args["img_size"], args["window_size"], tuple(args["depths"])
+    classes = args["num_classes"]
+    if sum(depths) > len(shapes):
+        raise ValueError(f"depths is {depths}; the weights have only {len(shapes)} tensors")
+    return {
+        "image_size": (size, size) if isinstance(size, int) else tuple(size),
+        "patch_size": args["patch_size"],
+        "channels": args["in_chans"],
+        "width": args["embed_dim"],
+        "depths": depths,
+        "heads": tuple(args["num_heads"]),
+        "window": (window,) * len(depths) if isinstance(window, int) else tuple(window),
+        "mlp_ratio": args["mlp_ratio"],
+        "qkv_bias": args["qkv_bias"],
+        "any_size": args["dynamic_img_size"],
+        "classes": shapes.get("head.fc.weight", (0,))[0] if classes is None else classes,
+    }
+
+
 # What of open_clip's CLIPVisionCfg and CLIPTextCfg is read, or changes nothing at inference.
 _OPEN_CLIP_KEYS = frozenset(
     {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "context_length", "vocab_size", "heads"}
@@ -314,6 +366,8 @@ DERIVED: dict[str, Callable[[dict, Shapes], dict[str, Any]]] = {
     "open_clip_trunk": _open_clip_trunk,
     "open_clip_text": _open_clip_text,
     "timm": _timm,
+    "swin": _swin,
+    "timm_swin": _timm_swin,
     "facebook": _facebook,
     "jax": _jax,
 }
@@ -359,7 +413,7 @@ def _timm_labels(config: dict, classes: int) -> dict[int, str] | None:
     return {index: described.get(name, name) for index, name in enumerate(names)}
 
 
-def find_preprocessor(source: Source, table: Table, config: ViTConfig) -> tuple[dict | None, str]:
+def find_preprocessor(source: Source, table: Table, config: ViTConfig | SwinConfig) -> tuple[dict | None, str]:
     """The contents of preprocessor_config.json and where they are from: the file, pretrained_cfg, or the family."""
     if source.preprocessor is not None:
         return source.preprocessor, "preprocessor_config.json"

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from minivit.attention import Attend, attend_sdpa
 from minivit.clip import CLIP
-from minivit.config import CLIPConfig, TextConfig, ViTConfig
+from minivit.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
 from minivit.errors import CheckpointError, UsageError
 from minivit.model import ViT
+from minivit.swin import Swin
 from minivit.tokenizer import Tokenizer
+from minivit.weights.architectures import TIMM_SWINS
 from minivit.weights.configs import find_preprocessor, listed, read_config, read_image_spec, read_labels
 from minivit.weights.files import Source, find_beside
 from minivit.weights.operations import OPERATIONS
@@ -41,10 +43,13 @@ def table_for(source: Source, family: str | None = None) -> Table:
         name = family.partition("/")[0]
         if name not in FAMILIES:
             raise UsageError(f"no family {name!r}; known are {', '.join(FAMILIES)}")
-        return FAMILIES[name]
+        if name in ("torchvision", "timm") and name != family:
+            family = None  # a model's name, of which `find` has made a config.json
+        else:
+            return FAMILIES[name]
     model_type = source.config.get("model_type")
     if model_type is None and "architecture" in source.config:
-        return FAMILIES["timm"]
+        return FAMILIES["timm_swin" if source.config["architecture"] in TIMM_SWINS else "timm"]
     for table in FAMILIES.values():
         if model_type in table.model_types:
             return table
@@ -54,8 +59,8 @@ def table_for(source: Source, family: str | None = None) -> Table:
     )
 
 
-Model = ViT | CLIP
-MODELS: dict[type, Callable[..., Model]] = {ViTConfig: ViT, CLIPConfig: CLIP}
+Model = ViT | CLIP | Swin
+MODELS: dict[type, Callable[..., Model]] = {ViTConfig: ViT, CLIPConfig: CLIP, SwinConfig: Swin}
 
 
 class Assembly(NamedTuple):
@@ -251,17 +256,27 @@ def rows_for(table: Table, kind: Kind, config: object) -> dict[str, Row]:
 
 def spellings(rows: dict[str, Row], target: str) -> list[Spelling]:
     """All spellings of a parameter in files of the family: the table's row, made concrete."""
-    number = re.search(r"\.(\d+)\.", target)
-    i = number[1] if number else ""
-    template = re.sub(r"\.\d+\.", ".{i}.", target, count=1)
+    numbers = [int(found) for found in re.findall(r"\.(\d+)(?=\.)", target)]
+    template = target
+    for letter in "ij"[: len(numbers)]:
+        template = re.sub(r"\.\d+\.", f".{{{letter}}}.", template, count=1)
+    i, j = (*numbers, 0, 0)[:2]
+    places = {"{i}": i, "{j}": j, "{i+1}": i + 1, "{2i+1}": 2 * i + 1, "{2i+2}": 2 * i + 2}
     stem, _, suffix = template.rpartition(".")
     row, ending = (rows[template], "") if template in rows else (rows[stem], f".{suffix}")
     result = []
     for given in row:
         spelling = given if isinstance(given, Spelling) else Spelling((given,) if isinstance(given, str) else given)
-        parts = tuple(part and part.replace("{i}", i) + ending for part in spelling.parts)
+        parts = tuple(part and _placed(part, places) + ending for part in spelling.parts)
         result.append(spelling._replace(parts=parts))
     return result
+
+
+def _placed(name: str, places: dict[str, int]) -> str:
+    """A name of a table with its numbers: {i} and what is counted from it."""
+    for place, number in places.items():
+        name = name.replace(place, str(number))
+    return name
 
 
 def assembly_of(spelling: Spelling, rows: int) -> Assembly:

@@ -157,11 +157,12 @@ def _torchvision_config(model: str) -> tuple[dict, dict, str]:
         raise UsageError(f"torchvision/{model}: no weights {enum}; known are {', '.join(weights)}")
     file, size, edge, resample = weights[enum]
     sizes = architectures.TORCHVISION_SIZES[model]
+    vit = "hidden_size" in sizes
     config = {
-        "model_type": "torchvision",
+        "model_type": "torchvision" if vit else "torchvision_swin",
         **sizes,
         "image_size": size,
-        "intermediate_size": 4 * sizes["hidden_size"],
+        **({"intermediate_size": 4 * sizes["hidden_size"]} if vit else {}),
         "id2label": imagenet_labels(),
     }
     preprocessor = {

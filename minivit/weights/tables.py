@@ -2,6 +2,7 @@
 
 A row gives a canonical name and the names the same tensor has in files, preferred spelling first
 (the one `save` writes). A name without `.weight` or `.bias` stands for both; `{i}` is the number of a block.
+Of a Swin, `{i}` is the number of a stage and `{j}` that of a block in it; files count stages otherwise, as in `{i+1}`.
 A spelling is a name, several names (concatenated along the first axis), or a Spelling with more to say.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from minivit.config import CLIPConfig, TextConfig, ViTConfig
+from minivit.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
 
 
 class Spelling(NamedTuple):
@@ -650,6 +651,111 @@ JAX = Table(
     assumed={"image_processor_type": "ViTImageProcessor", "size": None},
 )
 
+_SWIN_FIELDS: dict[str, tuple[str, object]] = {
+    "image_size": ("image_size", 224),
+    "patch_size": ("patch_size", 4),
+    "channels": ("num_channels", 3),
+    "width": ("embed_dim", 96),
+    "mlp_ratio": ("mlp_ratio", 4.0),
+    "activation": ("hidden_act", "gelu"),
+    "qkv_bias": ("qkv_bias", True),
+}
+
+
+def _swin_rows(block: str, merge: str, **names: str) -> dict[str, Row]:
+    """Rows of a Swin whose queries, keys and values are one tensor; `names` of what is called otherwise."""
+    known = {"norm1": "norm1", "proj": "attn.proj", "norm2": "norm2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    known |= {"qkv": "attn.qkv", "table": "attn.relative_position_bias_table", **names}
+    ours = "stages.{i}.blocks.{j}."
+    return {
+        ours + "norm1": (block + known["norm1"],),
+        ours + "attn.qkv": (block + known["qkv"],),
+        ours + "attn.bias_table": (block + known["table"],),
+        ours + "attn.proj": (block + known["proj"],),
+        ours + "norm2": (block + known["norm2"],),
+        ours + "mlp.fc1": (block + known["fc1"],),
+        ours + "mlp.fc2": (block + known["fc2"],),
+        "stages.{i}.merge.norm": (merge + "norm",),
+        "stages.{i}.merge.reduction": (merge + "reduction",),
+        "norm": ("norm",),
+    }
+
+
+_HF_SWIN = "encoder.layers.{i}.blocks.{j}."
+
+# microsoft/swin-*: transformers' modeling_swin.py. Second spelling: the module names of transformers 5. Two of its
+# LayerNorms have eps 1e-5 whatever config.json says, so only that is known.
+HF_SWIN = Table(
+    model_types=("swin",),
+    config=SwinConfig,
+    makes="Swin",
+    kinds={"SwinForImageClassification": Kind("classifier"), "SwinModel": Kind()},
+    prefixes=("swin.",),
+    fields=_SWIN_FIELDS,
+    constants={"windowing": "hf"},
+    derived="swin",
+    fixed={"use_absolute_embeddings": False, "layer_norm_eps": 1e-5},
+    activations=_ACTIVATIONS,
+    rows={
+        "patch_embed": ("embeddings.patch_embeddings.projection",),
+        "norm_embed": ("embeddings.norm",),
+        **_swin_rows(
+            _HF_SWIN,
+            "encoder.layers.{i}.downsample.",
+            norm1="layernorm_before",
+            norm2="layernorm_after",
+        ),
+        "stages.{i}.blocks.{j}.attn.qkv": (
+            _each(_HF_SWIN + "attention.self.", "query", "key", "value"),
+            _each(_HF_SWIN + "attention.", "q_proj", "k_proj", "v_proj"),
+        ),
+        "stages.{i}.blocks.{j}.attn.bias_table": (
+            _HF_SWIN + "attention.self.relative_position_bias_table",
+            _HF_SWIN + "attention.relative_position_bias.relative_position_bias_table",
+        ),
+        "stages.{i}.blocks.{j}.attn.proj": (_HF_SWIN + "attention.output.dense", _HF_SWIN + "attention.o_proj"),
+        "stages.{i}.blocks.{j}.mlp.fc1": (_HF_SWIN + "intermediate.dense", _HF_SWIN + "mlp.fc1"),
+        "stages.{i}.blocks.{j}.mlp.fc2": (_HF_SWIN + "output.dense", _HF_SWIN + "mlp.fc2"),
+        "norm": ("layernorm",),
+    },
+    dropped=("*.relative_position_index", "embeddings.mask_token"),
+)
+
+# torchvision's swin_t, swin_s, swin_b: torchvision/models/swin_transformer.py, where stages and mergings alternate.
+TORCHVISION_SWIN = Table(
+    model_types=("torchvision_swin",),
+    config=SwinConfig,
+    makes="Swin",
+    kinds={"SwinTransformer": Kind("head")},
+    fields=_SWIN_FIELDS,
+    constants={"windowing": "torchvision"},
+    derived="swin",
+    activations=_ACTIVATIONS,
+    rows={
+        "patch_embed": ("features.0.0",),
+        "norm_embed": ("features.0.2",),
+        **_swin_rows("features.{2i+1}.{j}.", "features.{2i+2}.", fc1="mlp.0", fc2="mlp.3"),
+    },
+    dropped=("*.relative_position_index",),
+    processor="TorchvisionPreset",
+)
+
+# timm's swin_*: timm/models/swin_transformer.py. What merges the patches of a stage stands at the start of the next.
+TIMM_SWIN = Table(
+    config=SwinConfig,
+    makes="Swin",
+    kinds={"SwinTransformer": Kind("head.fc")},
+    constants={"windowing": "timm"},
+    derived="timm_swin",
+    rows={
+        "patch_embed": ("patch_embed.proj",),
+        "norm_embed": ("patch_embed.norm",),
+        **_swin_rows("layers.{i}.blocks.{j}.", "layers.{i+1}.downsample."),
+    },
+    dropped=("*.relative_position_index", "*.attn_mask"),
+    processor="TimmTransform",
+)
+
 FAMILIES = {
     "vit": HF_VIT,
     "deit": HF_DEIT,
@@ -667,6 +773,9 @@ FAMILIES = {
     "timm": TIMM,
     "facebook": FACEBOOK,
     "jax": JAX,
+    "swin": HF_SWIN,
+    "torchvision_swin": TORCHVISION_SWIN,
+    "timm_swin": TIMM_SWIN,
 }
 
 # Preprocessing: class defaults of transformers' image processors, which stand for every key that a
