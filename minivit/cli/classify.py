@@ -14,7 +14,7 @@ from minivit.cli.console import (
     add_model_option,
     add_run_options,
     find_pictures,
-    load_model,
+    load_picture_model,
     positive,
     printable,
     say,
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.images.count("-") > 1 or ("-" in args.images and sys.stdin.isatty()):
         say("- reads one picture from standard input: pipe it in, and name it once")
         return 2
-    model = load_zero_shot(args) or load_model(args)
+    model = load_zero_shot(args) or load_picture_model(args)
     if model.config.classes and not model.labels:
         say(f"{model.name} names no classes; the numbers are the outputs of its head")
     constant = {"model": model.name, "revision": model.revision, "device": str(model.patch_embed.weight.device)}

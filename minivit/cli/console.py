@@ -15,6 +15,7 @@ from minivit.errors import ModelUnavailableError, UsageError
 
 if TYPE_CHECKING:
     from minivit.model import ViT
+    from minivit.swin import Swin
 
 DEFAULT_MODEL = "google/vit-base-patch16-224"
 BUNDLED_MODEL = "minivit/cifar10-vit"
@@ -73,7 +74,24 @@ def go_offline() -> None:
 
 
 def load_model(args: argparse.Namespace) -> ViT:
-    """The ViT the options ask for: of two towers, the image tower; else as `load_any`."""
+    """The ViT the options ask for: of two towers, the image tower; else as `load_any`.
+
+    Raises:
+        UsageError: a Swin, for commands that read the tokens of a ViT.
+    """
+    from minivit.swin import Swin
+
+    model = load_picture_model(args)
+    if isinstance(model, Swin):
+        raise UsageError(
+            f"{args.model}: is a Swin, whose tokens see only their window and merge from stage to stage; this command "
+            "reads a plain ViT. Swin is for classify, embed, eval, info, verify, and attention --method raw"
+        )
+    return model
+
+
+def load_picture_model(args: argparse.Namespace) -> ViT | Swin:
+    """The model that reads pictures: of two towers, the image tower; else as `load_any`."""
     from minivit.clip import CLIP
 
     model = load_any(args)
