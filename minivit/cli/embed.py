@@ -1,0 +1,83 @@
+"""minivit embed: pictures as vectors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minivit.cli.bulk import Sink, Stdout, add_bulk_options, answer_inputs, batch_size
+from minivit.cli.classify import JsonLinesWriter
+from minivit.cli.console import add_hub_options, add_model_option, add_run_options, load_model
+from minivit.cli.inputs import add_input_options, check_inputs
+from minivit.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+POOLS = ("cls", "mean", "cls+mean", "pooler", "projection", "tokens")
+FORMS = (".jsonl", ".npy", ".safetensors", ".parquet")
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "embed",
+        help="write what the model makes of pictures, as vectors",
+        description="Write one vector for each picture, in the order given, with its path and the model, pool and "
+        "preprocessing it comes from. A picture that cannot be read becomes an error, the others go on, and the "
+        "exit code is 3.",
+    )
+    add_input_options(parser)
+    parser.add_argument("--pool", default="cls", choices=POOLS, help="what of the tokens (cls); tokens is all of them")
+    parser.add_argument(
+        "--layer", type=int, metavar="I", help="after block I (0 is the first, -1 the last) instead of the final norm"
+    )
+    parser.add_argument("--norm", choices=("l2",), help="l2 scales every vector to length 1")
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", help=f"{', '.join(FORMS)}; JSON lines on standard output if left out"
+    )
+    add_bulk_options(parser)
+    add_model_option(parser)
+    add_hub_options(parser)
+    add_run_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from minivit.journal import Journal
+    from minivit.predict import embedder, embedding_shape, image_spec_of
+    from minivit.records import constants, preprocessing
+    from minivit.stores import StoreWriter
+
+    check_inputs(args)
+    suffix = Path(args.out).suffix if args.out else None
+    if suffix not in (None, *FORMS):
+        raise UsageError(f"-o {args.out}: embeddings are written as {', '.join(FORMS)}")
+    if args.resume and not args.out:
+        raise UsageError("--resume continues a file: name it with -o FILE")
+    model = load_model(args)
+    embeddings = embedder(model, args.pool, layer=args.layer, norm=args.norm)
+    dtype = torch.float64 if args.dtype == "float64" else torch.float32
+
+    def answer(pixels_BCHW: Tensor) -> Tensor:
+        return embeddings(pixels_BCHW).to("cpu", dtype)
+
+    constant = constants(
+        model,
+        dtype=args.dtype,
+        batch_size=batch_size(args, model),
+        pool=args.pool,
+        layer=args.layer,
+        norm=args.norm,
+        preprocessing=preprocessing(image_spec_of(model)),
+    )
+    sink: Sink
+    if suffix is None:
+        sink = JsonLinesWriter(Stdout())
+    elif suffix == ".jsonl":
+        sink = Journal(args.out, constant, resume=args.resume)
+    else:
+        sink = StoreWriter(args.out, constant, embedding_shape(model, args.pool), dtype, resume=args.resume)
+    return answer_inputs(args, model, answer, constant, sink)
