@@ -24,6 +24,7 @@ ARROWS = {
     "attention": {"config"},
     "block": {"config", "attention"},
     "model": {"config", "attention", "block", "embed"},
+    "fast": {"attention", "block", "model"},
     "labels": set(),
     "weights": {"config", "attention", "model", "weights"},
     "bulk": {"config", "preprocess"},
