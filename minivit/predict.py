@@ -101,11 +101,8 @@ def embed(
     return torch.stack(rows)
 
 
-def classifier(model: ViT, top_k: int, forward: Callable[[Tensor], Tensor] | None = None) -> Callable:
+def classifier(model: ViT, top_k: int) -> Callable[[Tensor], list[list[Prediction]]]:
     """pixels_BCHW -> the `top_k` best Predictions of each picture.
-
-    Args:
-        forward: runs in the model's place, as its fast equal does.
 
     Raises:
         CheckpointError: the model has no head.
@@ -115,18 +112,13 @@ def classifier(model: ViT, top_k: int, forward: Callable[[Tensor], Tensor] | Non
 
     @torch.inference_mode()
     def answer(pixels_BCHW: Tensor) -> list[list[Prediction]]:
-        return best((forward or model)(pixels_BCHW), model.labels, top_k)
+        return best(model(pixels_BCHW), model.labels, top_k)
 
     return answer
 
 
 def embedder(
-    model: ViT,
-    pool: str = "cls",
-    *,
-    layer: int | None = None,
-    norm: str | None = None,
-    features: Callable[[Tensor], Tensor] | None = None,
+    model: ViT, pool: str = "cls", *, layer: int | None = None, norm: str | None = None
 ) -> Callable[[Tensor], Tensor]:
     """pixels_BCHW -> one embedding of each picture.
 
@@ -138,7 +130,6 @@ def embedder(
         layer: take the tokens after this block, before any final norm (`blocks.{layer}.resid_post` of a trace):
             0 is the first, -1 the last; the blocks behind it are not run. None: after the final norm.
         norm: "l2" scales every vector to length 1; a vector of zeros stays.
-        features: runs in the place of model.features, as that of the model's fast equal does.
 
     Raises:
         UsageError: a pool, layer or norm that is not there.
@@ -165,7 +156,7 @@ def embedder(
 
     def tokens_after(pixels_BCHW: Tensor) -> Tensor:
         if layer is None:
-            return (features or model.features)(pixels_BCHW)
+            return model.features(pixels_BCHW)
         x, rope = model.embed(pixels_BCHW), model.rope(model.layout_of(pixels_BCHW))
         for block in model.blocks[: layer % depth + 1]:
             x = block(x, rope)

@@ -9,11 +9,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from minivit.cli.console import positive, say
-from minivit.cli.inputs import count_inputs, find_inputs
+from minivit.cli.inputs import Found, count_inputs, find_inputs
 from minivit.errors import UsageError, WriteError
 
 if TYPE_CHECKING:
@@ -23,12 +24,15 @@ if TYPE_CHECKING:
 
 
 def add_bulk_options(parser: argparse.ArgumentParser) -> None:
-    """-b, --readers, -o, --resume, --no-progress."""
+    """-b, --readers, --no-fast, --resume, --no-progress."""
     parser.add_argument(
         "-b", "--batch-size", type=positive, metavar="B", help="pictures at once (1 on a CPU, 32 on a GPU)"
     )
     parser.add_argument(
         "--readers", type=positive, metavar="N", help="threads that decode ahead of the model (one for two cores)"
+    )
+    parser.add_argument(
+        "--no-fast", action="store_true", help="run the readable model even where packing its weights first pays"
     )
     parser.add_argument("--resume", action="store_true", help="continue the interrupted run that wrote -o FILE")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar, even on a terminal")
@@ -55,14 +59,29 @@ def batch_size(args: argparse.Namespace, model: ViT) -> int:
     return args.batch_size or (1 if model.patch_embed.weight.device.type == "cpu" else 32)
 
 
+def choose_path(args: argparse.Namespace, model: ViT) -> tuple[Iterator[Found], bool]:
+    """The inputs, and whether there are enough of them for the fast path; paths on standard input count as many.
+
+    It depends on the inputs alone, so that a resumed run takes the path of the first one.
+    """
+    from minivit.fast import TOKENS_THAT_PAY, pays
+
+    found = find_inputs(args)
+    if args.from_file == "-":
+        return found, not args.no_fast and pays(model, TOKENS_THAT_PAY)
+    first = list(islice(found, TOKENS_THAT_PAY // model.config.layout.count + 1))
+    return chain(first, found), not args.no_fast and pays(model, len(first))
+
+
 def answer_inputs(
     args: argparse.Namespace,
     model: ViT,
+    found: Iterator[Found],
     answer: Callable,
     constant: dict[str, Any],
     sink: Sink,
 ) -> int:
-    """Every picture the options name through `answer` into `sink`, in order; returns the exit code.
+    """Every picture found through `answer` into `sink`, in order; returns the exit code.
 
     What `sink` has already is kept where path and content are the same. Another path in its place is refused:
     the inputs are others, and nothing of what is there is thrown away.
@@ -75,7 +94,7 @@ def answer_inputs(
 
     def items() -> Iterator[Item]:
         known = sink.known()
-        for number, (name, picture) in enumerate(find_inputs(args), start=1):
+        for number, (name, picture) in enumerate(found, start=1):
             before = next(known, None)
             if before is not None and before.path != name:
                 raise UsageError(

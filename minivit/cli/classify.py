@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.bulk import Stdout, add_bulk_options, answer_inputs, batch_size
+from minivit.cli.bulk import Stdout, add_bulk_options, answer_inputs, batch_size, choose_path
 from minivit.cli.console import (
     add_hub_options,
     add_model_option,
@@ -52,6 +52,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from minivit.fast import optimize
     from minivit.journal import Journal
     from minivit.predict import classifier
     from minivit.records import constants
@@ -64,12 +65,14 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args)
     if model.config.classes and not model.labels:
         say(f"{model.name} names no classes; the numbers are the outputs of its head")
+    found, fast = choose_path(args, model)
+    settings = {"dtype": args.dtype, "batch_size": batch_size(args, model), "fast": fast, "top_k": args.top_k}
+    journalled = bool(args.out) and form == "jsonl"
+    constant = constants(model, **settings) if journalled else constants(model)
+    model = optimize(model) if fast else model
     answer = classifier(model, args.top_k)
-    if args.out and form == "jsonl":
-        settings = {"dtype": args.dtype, "batch_size": batch_size(args, model), "top_k": args.top_k}
-        constant = constants(model, **settings)
-        return answer_inputs(args, model, answer, constant, Journal(args.out, constant, resume=args.resume))
-    return answer_inputs(args, model, answer, constants(model), WRITERS[form](Stdout(args.out)))
+    sink = Journal(args.out, constant, resume=args.resume) if journalled else WRITERS[form](Stdout(args.out))
+    return answer_inputs(args, model, found, answer, constant, sink)
 
 
 # A writer passes each record on as soon as it is ready, and as a whole.

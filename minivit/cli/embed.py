@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.bulk import Sink, Stdout, add_bulk_options, answer_inputs, batch_size
+from minivit.cli.bulk import Sink, Stdout, add_bulk_options, answer_inputs, batch_size, choose_path
 from minivit.cli.classify import JsonLinesWriter
 from minivit.cli.console import add_hub_options, add_model_option, add_run_options, load_model
 from minivit.cli.inputs import add_input_options, check_inputs
@@ -46,6 +46,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
+    from minivit.fast import optimize
     from minivit.journal import Journal
     from minivit.predict import embedder, embedding_shape, image_spec_of
     from minivit.records import constants, preprocessing
@@ -58,21 +59,24 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and not args.out:
         raise UsageError("--resume continues a file: name it with -o FILE")
     model = load_model(args)
+    found, fast = choose_path(args, model)
+    constant = constants(
+        model,
+        dtype=args.dtype,
+        batch_size=batch_size(args, model),
+        fast=fast,
+        pool=args.pool,
+        layer=args.layer,
+        norm=args.norm,
+        preprocessing=preprocessing(image_spec_of(model)),
+    )
+    model = optimize(model) if fast else model
     embeddings = embedder(model, args.pool, layer=args.layer, norm=args.norm)
     dtype = torch.float64 if args.dtype == "float64" else torch.float32
 
     def answer(pixels_BCHW: Tensor) -> Tensor:
         return embeddings(pixels_BCHW).to("cpu", dtype)
 
-    constant = constants(
-        model,
-        dtype=args.dtype,
-        batch_size=batch_size(args, model),
-        pool=args.pool,
-        layer=args.layer,
-        norm=args.norm,
-        preprocessing=preprocessing(image_spec_of(model)),
-    )
     sink: Sink
     if suffix is None:
         sink = JsonLinesWriter(Stdout())
@@ -80,4 +84,4 @@ def run(args: argparse.Namespace) -> int:
         sink = Journal(args.out, constant, resume=args.resume)
     else:
         sink = StoreWriter(args.out, constant, embedding_shape(model, args.pool), dtype, resume=args.resume)
-    return answer_inputs(args, model, answer, constant, sink)
+    return answer_inputs(args, model, found, answer, constant, sink)
