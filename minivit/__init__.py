@@ -25,6 +25,7 @@ from minivit.errors import CheckpointError, ImageError, MinivitError, ModelUnava
 if TYPE_CHECKING:
     from minivit import study, viz
     from minivit.clip import CLIP
+    from minivit.fast import optimize
     from minivit.labels import Prediction
     from minivit.model import ViT
     from minivit.predict import classify, embed, iter_classify
@@ -53,6 +54,7 @@ __all__ = [
     "embed",
     "iter_classify",
     "load",
+    "optimize",
     "preprocess",
     "save",
     "study",
@@ -68,6 +70,7 @@ _HOME = {
     "embed": "predict",
     "iter_classify": "predict",
     "load": "weights",
+    "optimize": "fast",
     "preprocess": "preprocess",
     "save": "weights",
     "trace": "study",

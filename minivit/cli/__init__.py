@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 
 from minivit import __version__
-from minivit.cli import attention, bench, classify, convert, evaluate, info, models, preprocess, trace, train, verify
+from minivit.cli import (
+    attention,
+    bench,
+    classify,
+    convert,
+    embed,
+    evaluate,
+    info,
+    models,
+    preprocess,
+    similar,
+    trace,
+    train,
+    verify,
+)
+from minivit.cli.bulk import silence_stdout
 from minivit.cli.console import say
 from minivit.errors import MinivitError
 
-COMMANDS = (classify, attention, trace, preprocess, info, models, verify, convert, train, evaluate, bench)
+COMMANDS = (
+    classify,
+    embed,
+    similar,
+    attention,
+    trace,
+    preprocess,
+    info,
+    models,
+    verify,
+    convert,
+    train,
+    evaluate,
+    bench,
+)
 
 EXIT_CODES = """exit codes:
   0 good   1 unexpected failure or a failed check   2 usage   3 some inputs failed, the others were written
@@ -47,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # Whoever read us has had enough (`| head`): nothing is left to say, and nowhere to say it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
         return 0
     except Exception as error:
         if sys.flags.dev_mode:
