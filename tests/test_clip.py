@@ -340,7 +340,7 @@ def test_classify_with_labels(clip, photo, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, code, said",
     [
-        ([], 5, "has no classifier, so it cannot name what it sees; use embed, or zero_shot"),
+        ([], 5, "cannot name what it sees; use embed, or where it has a text tower --labels"),
         (["--template", "a {}"], 2, "--template says how labels are spoken of"),
         (["--labels-file", "/nowhere/labels.txt"], 2, "/nowhere/labels.txt: no text file to read"),
         (["--labels", "dog", "--template", "a photo"], 2, "template 'a photo' has no {}"),
@@ -385,3 +385,73 @@ def test_a_pair_of_towers_is_not_written(clip, tmp_path):
     with pytest.raises(UsageError, match="has a place for a CLIP"):
         minivit.save(minivit.load(clip[0]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# --- texts among vectors
+
+
+@both
+def test_a_text_finds_pictures_and_a_picture_finds_texts(pair, photo, tmp_path, capsys):
+    model = minivit.load(pair[0])
+    pool = "projection" if model.config.score == "softmax" else "pooler"
+    other = tmp_path / "other.png"
+    Image.new("RGB", (50, 50), "red").save(other)
+    options = ["--model", str(pair[0])]
+    store, texts = tmp_path / "pictures.npy", tmp_path / "texts.safetensors"
+    assert main(["embed", str(photo), str(other), "--pool", pool, "-o", str(store), *options]) == 0
+    assert main(["embed", "--text", "two cats", "a dog on grass", "-o", str(texts), *options]) == 0
+    capsys.readouterr()
+    assert main(["similar", "a dog on grass", str(store), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "no file is called 'a dog on grass': taken as a text" in err
+    pictures = F.normalize(minivit.embed([photo, other], model=model, pool=pool), dim=-1)
+    cosines = (pictures @ model.embed_texts(["a dog on grass"])[0]).tolist()
+    found = {record["path"]: record["cosine"] for record in json.loads(out)["found"]}
+    assert found == pytest.approx({str(photo): cosines[0], str(other): cosines[1]}, abs=1e-5)
+    assert main(["similar", str(photo), str(texts), "--json"]) == 0
+    found = {record["path"]: record["cosine"] for record in json.loads(capsys.readouterr().out)["found"]}
+    cosines = (model.embed_texts(["two cats", "a dog on grass"]) @ pictures[0]).tolist()
+    assert found == pytest.approx({"two cats": cosines[0], "a dog on grass": cosines[1]}, abs=1e-5)
+
+
+def test_a_text_is_never_what_was_meant_as_a_picture(clip, photo, tmp_path, capsys):
+    store = tmp_path / "pictures.npy"
+    assert main(["embed", str(photo), "--pool", "cls", "-o", str(store), "--model", str(clip[0])]) == 0
+    capsys.readouterr()
+    assert main(["similar", "dgo.jpg", str(store)]) == 3
+    assert "dgo.jpg" in capsys.readouterr().err
+    assert main(["similar", "a dog", str(store)]) == 2
+    assert "written with --pool cls, which no text reaches; embed with --pool projection" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["PHOTO", "--text", "a dog"], "--text takes texts alone"),
+        (["--text", "a dog", "--pool", "cls"], "--text takes texts alone"),
+    ],
+)
+def test_texts_and_pictures_are_not_mixed(clip, photo, capsys, arguments, said):
+    arguments = [str(photo) if part == "PHOTO" else part for part in arguments]
+    assert main(["embed", *arguments, "--model", str(clip[0])]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_text_vectors_are_what_the_tower_makes(clip, capsys):
+    model = minivit.load(clip[0])
+    assert main(["embed", "--text", "a dog", "--model", str(clip[0])]) == 0
+    record = json.loads(capsys.readouterr().out)
+    expected = model.encode_text(model.tokenize(["a dog"]))[0]
+    assert record["path"] == "a dog" and torch.allclose(torch.tensor(record["embedding"]), expected)
+    assert main(["embed", "--text", "a dog", "--norm", "l2", "--model", str(clip[0])]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert torch.allclose(torch.tensor(record["embedding"]), F.normalize(expected, dim=0), atol=1e-6)
+
+
+def test_the_zero_shot_model_has_a_fast_equal(clip):
+    zero_shot = minivit.load(clip[0]).zero_shot(["a dog", "two cats", "a bird"])
+    pixels = torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        assert (minivit.optimize(zero_shot)(pixels) - zero_shot(pixels)).abs().max() <= 1e-4
+    with pytest.raises(UsageError, match=r"model\.image"):
+        minivit.optimize(minivit.load(clip[0]))
