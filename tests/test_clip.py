@@ -455,3 +455,45 @@ def test_the_zero_shot_model_has_a_fast_equal(clip):
         assert (minivit.optimize(zero_shot)(pixels) - zero_shot(pixels)).abs().max() <= 1e-4
     with pytest.raises(UsageError, match=r"model\.image"):
         minivit.optimize(minivit.load(clip[0]))
+
+
+# --- looking for a text
+
+
+@pytest.mark.parametrize("method", ["relevance", "legrad", "grad-rollout", "gradients", "integrated-gradients"])
+def test_a_text_is_the_class_of_a_map(clip, photo, tmp_path, method):
+    out = tmp_path / "map.json"
+    options = ["attention", str(photo), "--model", str(clip[0]), "-o", str(out), "--method", method]
+    assert main([*options, "--labels", "a dog", "two cats", "--class", "two cats"]) == 0
+    record = json.loads(out.read_text())
+    assert "two cats (1)" in record["title"]
+    zero_shot = minivit.load(clip[0]).zero_shot(["a dog", "two cats"])
+    pixels = minivit.preprocess(photo, zero_shot.image_spec)[None]
+    functions = {"gradients": "input_gradients"}
+    found = getattr(minivit.study, functions.get(method, method.replace("-", "_")))(zero_shot, pixels, target=1)
+    if "gradients" in method:
+        found = minivit.study.per_patch(found, zero_shot.config.layout)
+    assert torch.allclose(torch.tensor(record["map"]), found[0], atol=1e-6)
+
+
+def test_labels_without_a_class_to_follow_are_refused(clip, photo, capsys):
+    options = ["attention", str(photo), "--model", str(clip[0])]
+    assert main([*options, "--method", "rollout", "--labels", "a dog"]) == 2
+    assert "--method rollout has no use for --labels" in capsys.readouterr().err
+    assert main([*options, "--method", "relevance"]) == 2
+    assert "where it has a text tower --labels" in capsys.readouterr().err
+
+
+def test_every_layer_is_read_into_the_space_of_texts(clip):
+    """The lens of a text: the residual stream after any block, by the model's own final norm, projection and texts."""
+    model = minivit.load(clip[0], dtype=torch.float64)
+    zero_shot = model.zero_shot(["a dog", "two cats"])
+    pixels = torch.randn(1, 3, 40, 40, dtype=torch.float64)
+    t = minivit.trace(zero_shot, pixels, keep=["blocks.*.resid_post", "logits"])
+    texts = model.embed_texts(["a dog", "two cats"])
+    with torch.no_grad():
+        for i in range(2):
+            cls = zero_shot.proj(zero_shot.norm(t[f"blocks.{i}.resid_post"][:, 0]))
+            expected = F.normalize(cls, dim=-1) @ texts.T * model.logit_scale.exp()
+            assert (zero_shot.answer(t[f"blocks.{i}.resid_post"]) - expected).abs().max() <= 1e-12
+        assert (zero_shot.answer(t["blocks.1.resid_post"]) - t["logits"]).abs().max() <= 1e-12

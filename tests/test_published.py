@@ -34,6 +34,7 @@ def close(found: torch.Tensor, expected: list, tolerance: float) -> None:
 LOGITS = [
     ("google/vit-base-patch16-224", [-0.2744, 0.8215, -0.0836], 1e-4),
     ("facebook/deit-base-distilled-patch16-224", [-1.0266, 0.1912, -1.2861], 1e-4),
+    ("microsoft/swin-tiny-patch4-window7-224", [-0.0948, -0.6454, -0.0921], 1e-4),
 ]
 TOKENS = [
     (
@@ -161,6 +162,8 @@ def test_texts_as_classes(id, texts, expected, shared):
     "id",
     [
         "torchvision/vit_b_16",
+        "torchvision/swin_t",
+        "timm/swin_tiny_patch4_window7_224.ms_in1k",
         "timm/vit_base_patch16_224.augreg_in21k_ft_in1k",
         "timm/deit_base_distilled_patch16_224.fb_in1k",
         "facebook/dinov2-small-imagenet1k-1-layer",

@@ -39,7 +39,7 @@ ARROWS = {
     "photos": {"config", "preprocess", "recipe"},
     "train": {"config", "model", "photos", "preprocess", "recipe", "weights"},
     "evaluate": {"config", "model", "photos", "preprocess", "recipe"},
-    "study": {"config", "attention", "block", "model", "study"},
+    "study": {"config", "attention", "block", "model", "study", "swin"},
     "bench": {"attention", "model", "bench"},
     "viz": {"config", "study", "viz"},
 }

@@ -185,7 +185,8 @@ def test_the_bias_and_the_mask_count():
         return attend_reference(q, k, v, scale=scale)
 
     def unmasked(q, k, v, *, scale, bias):
-        return attend_reference(q, k, v, scale=scale, bias=bias.clamp(min=SHUT / 2))
+        opened = torch.where(bias < SHUT / 2, bias - SHUT, bias)
+        return attend_reference(q, k, v, scale=scale, bias=opened)
 
     pixels = torch.randn(2, 3, 40, 56, dtype=torch.float64)
     expected = build()(pixels)
@@ -332,3 +333,58 @@ def test_python_functions_refuse_a_swin(checkpoint):
         minivit.optimize(model)
     with pytest.raises(UsageError, match="has a place for a Swin"):
         minivit.save(model, "nowhere")
+
+
+# --- where windows look
+
+
+@pytest.mark.parametrize("layer, rows, columns", [(0, 10, 14), (1, 10, 14), (3, 5, 7), (6, 3, 4)])
+def test_maps_of_windows_are_stitched_to_the_picture(layer, rows, columns):
+    model = build()
+    pixels = torch.randn(2, 3, 40, 56, dtype=torch.float64)
+    before = model(pixels)
+    found = minivit.study.window_attention(model, pixels, layer)
+    assert torch.equal(model(pixels), before) and model.blocks[layer].attn.attend is attend_sdpa
+    probs, windows = found
+    assert windows.grid == (rows, columns) and probs.shape[-2:] == (9, 9)
+    assert (probs.sum(-1) - 1).abs().max() <= 1e-12
+    received = minivit.study.window_map(found)
+    assert received.shape == (2, rows, columns)
+    # By the definition: of every token, the row of its window that the mean over queries and heads gives.
+    expected = windows.stitch(probs.mean(dim=(2, 3)).flatten(0, 1)[:, :, None])[:, :, 0].unflatten(1, windows.grid)
+    assert (received - expected).abs().max() <= 1e-12
+    looks = minivit.study.window_map(found, query=(rows - 1, 0), head=1)
+    assert (looks.sum(dim=(1, 2)) <= 1 + 1e-12).all() and int((looks[0] > 0).sum()) <= 9
+    assert looks[0, rows - 1, 0] > 0  # a token sees itself
+
+
+def test_a_query_sees_its_window_and_nothing_else():
+    # The second block of 10 x 14 tokens in windows of 3, rolled by 1: the token in row 4, column 5 is in row 3,
+    # column 4 of the rolled picture, in the window of rows 3 to 5, which are rows 4 to 6 of the picture.
+    model = build()
+    found = minivit.study.window_attention(model, torch.randn(1, 3, 40, 56, dtype=torch.float64), 1)
+    looks = minivit.study.window_map(found, query=(4, 5))[0]
+    seen = looks.nonzero()
+    assert seen.amin(0).tolist() == [4, 4] and seen.amax(0).tolist() == [6, 6]
+    assert looks.sum() == pytest.approx(1)
+
+
+def test_maps_that_are_not_there_are_refused():
+    model, pixels = build(), torch.zeros(1, 3, 40, 56, dtype=torch.float64)
+    with pytest.raises(UsageError, match="layers 0 to 6"):
+        minivit.study.window_attention(model, pixels, 7)
+    with pytest.raises(UsageError, match="no token in row 10, column 0"):
+        minivit.study.window_map(minivit.study.window_attention(model, pixels, 0), query=(10, 0))
+    with pytest.raises(UsageError, match="no class is followed back through a Swin"):
+        minivit.study.relevance(model, pixels)
+
+
+def test_the_attention_command_draws_windows(checkpoint, photo, tmp_path, capsys):
+    out = tmp_path / "map.json"
+    options = ["attention", str(photo), "--model", str(checkpoint), "-o", str(out)]
+    assert main([*options, "--layer", "1", "--query", "2,3"]) == 0
+    record = json.loads(out.read_text())
+    assert "windows of 3 x 3 shifted by 1, 1" in record["title"] and len(record["map"]) == 14
+    for wrong in (["--grid"], ["--layer", "all"], ["--query", "cls"]):
+        assert main([*options, *wrong]) == 2
+        assert "another grid in every stage" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from minivit.cli.console import (
     say,
 )
 from minivit.cli.inputs import add_input_options, check_inputs
-from minivit.cli.texts import add_label_options, load_zero_shot
+from minivit.cli.texts import add_label_options
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     form = args.form or (suffix if suffix in WRITERS else "text")
     if args.resume and not (args.out and form == "jsonl"):
         raise UsageError("--resume continues a file of JSON lines: name it with -o FILE.jsonl")
-    model = load_zero_shot(args) or load_picture_model(args)
+    model = load_picture_model(args)
     if model.config.classes and not model.labels:
         say(f"{model.name} names no classes; the numbers are the outputs of its head")
     found, fast = choose_path(args, model)

@@ -86,9 +86,15 @@ def load_model(args: argparse.Namespace) -> ViT:
 
 
 def load_picture_model(args: argparse.Namespace) -> Any:
-    """The model that reads pictures, a ViT or a Swin: of two towers, the image tower; else as `load_any`."""
+    """The model that reads pictures, a ViT or a Swin: of two towers, the image tower; else as `load_any`.
+
+    Where the command takes --labels and they were given, their texts are its classes.
+    """
+    from minivit.cli.texts import load_zero_shot
     from minivit.clip import CLIP
 
+    if (zero_shot := load_zero_shot(args)) is not None:
+        return zero_shot
     model = load_any(args)
     return model.image if isinstance(model, CLIP) else model
 

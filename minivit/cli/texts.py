@@ -40,7 +40,9 @@ def load_zero_shot(args: argparse.Namespace) -> ViT | None:
 
 
 def labels_of(args: argparse.Namespace) -> list[str] | None:
-    """The labels of the options, in their order; None where none were asked for."""
+    """The labels of the options, in their order; None where none were asked for, or the command takes none."""
+    if not hasattr(args, "labels"):
+        return None
     if args.labels is None and args.labels_file is None:
         if args.template:
             raise UsageError("--template says how labels are spoken of; give them with --labels or --labels-file")

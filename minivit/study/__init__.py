@@ -5,10 +5,12 @@ from minivit.study.names import ALIASES, from_alias, step_names, to_alias
 from minivit.study.relevance import grad_rollout, input_gradients, integrated_gradients, legrad, per_patch, relevance
 from minivit.study.tokens import norms, patch_filters, pca, position_similarity, similarity
 from minivit.study.trace import Trace, trace
+from minivit.study.windows import WindowProbs, window_attention, window_map
 
 __all__ = [
     "ALIASES",
     "Trace",
+    "WindowProbs",
     "attention_map",
     "from_alias",
     "fuse_heads",
@@ -29,4 +31,6 @@ __all__ = [
     "step_names",
     "to_alias",
     "trace",
+    "window_attention",
+    "window_map",
 ]

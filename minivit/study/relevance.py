@@ -241,6 +241,9 @@ def _start(config: ViTConfig, query: Query | None, like_BANM: Tensor) -> Tensor:
 
 
 def _check_head(model: ViT) -> None:
+    if not isinstance(model, ViT):
+        kind = type(model).__name__
+        raise UsageError(f"no class is followed back through a {kind}; a minivit ViT, or CLIP.zero_shot, has a way")
     if not model.config.classes:
         raise UsageError("the model has no head, so no class can be followed back; look at attention or rollout")
 
