@@ -388,3 +388,11 @@ def test_the_attention_command_draws_windows(checkpoint, photo, tmp_path, capsys
     for wrong in (["--grid"], ["--layer", "all"], ["--query", "cls"]):
         assert main([*options, *wrong]) == 2
         assert "another grid in every stage" in capsys.readouterr().err
+
+
+def test_eval_scores_a_swin(checkpoint, tmp_path, capsys):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.effect_noise((60, 60), 50).convert("RGB").save(tmp_path / name / "a.png")
+    assert main(["eval", str(checkpoint), str(tmp_path)]) == 0
+    assert "on 2 pictures" in capsys.readouterr().out
