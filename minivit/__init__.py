@@ -10,7 +10,7 @@ The legend of shapes, everywhere in the package. A name carries its shape where 
     P  patches                    D  width: size of a token
     L  classes                    F  hidden size of the MLP
 
-Reading order: config, preprocess, embed, attention, block, model, labels; then weights.
+Reading order: config, preprocess, embed, attention, block, model, labels; then weights. Beside the way: text, clip.
 `import minivit` is light: torch is imported when a name that needs it is first used.
 """
 
@@ -19,11 +19,13 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from minivit.config import ImageSpec, TokenLayout, ViTConfig
+from minivit.config import CLIPConfig, ImageSpec, TextConfig, TokenLayout, ViTConfig
 from minivit.errors import CheckpointError, ImageError, MinivitError, ModelUnavailableError, ShapeError, UsageError
 
 if TYPE_CHECKING:
     from minivit import study, viz
+    from minivit.clip import CLIP
+    from minivit.fast import optimize
     from minivit.labels import Prediction
     from minivit.model import ViT
     from minivit.predict import classify, embed, iter_classify
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CLIP",
+    "CLIPConfig",
     "CheckpointError",
     "ImageError",
     "ImageSpec",
@@ -41,6 +45,7 @@ __all__ = [
     "ModelUnavailableError",
     "Prediction",
     "ShapeError",
+    "TextConfig",
     "TokenLayout",
     "UsageError",
     "ViT",
@@ -50,6 +55,7 @@ __all__ = [
     "embed",
     "iter_classify",
     "load",
+    "optimize",
     "preprocess",
     "save",
     "study",
@@ -58,6 +64,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "CLIP": "clip",
     "Prediction": "labels",
     "ViT": "model",
     "ablate": "study",
@@ -65,6 +72,7 @@ _HOME = {
     "embed": "predict",
     "iter_classify": "predict",
     "load": "weights",
+    "optimize": "fast",
     "preprocess": "preprocess",
     "save": "weights",
     "trace": "study",

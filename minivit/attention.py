@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivit.config import ViTConfig
+from minivit.config import BlockConfig, ViTConfig
 
 
 class Attend(Protocol):
@@ -21,25 +23,50 @@ class Attend(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor: ...
 
 
-def attention_probs(q_BANK: Tensor, k_BAMK: Tensor, *, scale: float) -> Tensor:
-    """Who looks at whom: softmax over the keys of scale * q k^T, as probs_BANM.
+class BiasedAttend(Protocol):
+    """The seam where attention is told of places (Swin): as Attend, with a `bias` that is added to scale * q k^T.
+
+    `bias` is of the dtype of q and broadcasts to (B, A, N, M). A callable is handed one only if it has a parameter of
+    this name; it may be None, and then it is not handed at all, so that one function can serve both seams.
+    """
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor) -> Tensor: ...
+
+
+def takes_bias(attend: Callable[..., Tensor]) -> bool:
+    """Whether a callable names a parameter `bias`; one that swallows all keywords may ignore it, and does not count."""
+    try:
+        return "bias" in inspect.signature(attend.forward if isinstance(attend, nn.Module) else attend).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False
+
+
+def attention_probs(q_BANK: Tensor, k_BAMK: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+    """Who looks at whom: softmax over the keys of scale * q k^T, plus a bias where there is one, as probs_BANM.
 
     Vaswani et al. 2017 (arXiv:1706.03762), equation 1 without V. Half-precision logits are
     normalised in float32 and the result is returned in the dtype of q.
     """
     logits_BANM = (q_BANK @ k_BAMK.transpose(-2, -1)) * scale
+    logits_BANM = logits_BANM if bias is None else logits_BANM + bias
     at_least_float32 = torch.promote_types(logits_BANM.dtype, torch.float32)
     return logits_BANM.softmax(dim=-1, dtype=at_least_float32).to(q_BANK.dtype)
 
 
-def attend_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+def attend_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
     """Attention as the paper writes it: softmax(scale * q k^T) v. Every kernel is measured against this."""
-    return attention_probs(q, k, scale=scale) @ v
+    return attention_probs(q, k, scale=scale, bias=bias) @ v
 
 
-def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
     """The same through PyTorch's fused scaled_dot_product_attention; the default of the model."""
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+def attend_causal(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Attention in which a token sees itself and those before it: what CLIP's text tower runs, whatever the model's
+    own `attend`, which is not told of a mask."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
 
 
 def rotate(x_BANK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -61,7 +88,7 @@ def rotate(x_BANK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 class SelfAttention(nn.Module):
     """Tokens look at each other, once per head: (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, config: ViTConfig, attend: Attend = attend_sdpa):
+    def __init__(self, config: BlockConfig, attend: Attend = attend_sdpa):
         super().__init__()
         self.heads = config.heads
         self.scale = config.head_dim**-0.5

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from minivit.attention import Attend, SelfAttention, attend_sdpa
-from minivit.config import ViTConfig
+from minivit.config import BlockConfig
 
 
 class QuickGELU(nn.Module):
@@ -25,7 +25,7 @@ def activation(name: str) -> nn.Module:
 class MLP(nn.Module):
     """Two linear layers with a bend between them, token by token: (B, N, D) -> (B, N, F) -> (B, N, D)."""
 
-    def __init__(self, config: ViTConfig):
+    def __init__(self, config: BlockConfig):
         super().__init__()
         self.fc1 = nn.Linear(config.width, config.mlp_width)
         self.act = activation(config.activation)
@@ -41,7 +41,7 @@ class SwiGLU(nn.Module):
     Shazeer 2020 (arXiv:2002.05202), equation 6, with biases: the MLP of the giant DINOv2 and DINOv3.
     """
 
-    def __init__(self, config: ViTConfig):
+    def __init__(self, config: BlockConfig):
         super().__init__()
         self.fc1 = nn.Linear(config.width, 2 * config.mlp_width)  # rows in the order gate, value
         self.act = activation(config.activation)
@@ -66,10 +66,12 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """One pre-norm Transformer layer, (B, N, D) -> (B, N, D): equations 2 and 3 of arXiv:2010.11929."""
 
-    def __init__(self, config: ViTConfig, attend: Attend = attend_sdpa):
+    attention = SelfAttention
+
+    def __init__(self, config: BlockConfig, attend: Attend = attend_sdpa):
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=config.eps)
-        self.attn = SelfAttention(config, attend)
+        self.attn = self.attention(config, attend)
         self.ls1 = LayerScale(config.width) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(config.width, eps=config.eps)
         self.mlp = SwiGLU(config) if config.mlp == "swiglu" else MLP(config)

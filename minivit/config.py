@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from minivit.errors import ShapeError, UsageError
 
@@ -17,6 +17,10 @@ POSITIONS = ("learned", "learned_all", "learned_patches", "rope")
 POSITION_RESAMPLINGS = ("hf", "dinov2", "timm", "dino", "torchvision", "npz", "jax")  # see embed.resample_positions
 NORMS = ("tokens", "pooled")
 POOLINGS = ("cls", "mean", "cls+mean", "cls&dist", "map")
+HEADS = ("linear", "cosine")
+SCORES = ("softmax", "sigmoid")
+WINDOWINGS = ("hf", "torchvision", "timm")  # see swin.windows_of
+TEXT_POOLINGS = ("argmax", "end", "last")
 RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in the order of Pillow's codes 0 to 5
 FLOAT_RESAMPLES = ("bilinear", "bicubic")  # of these, the ones PyTorch has for a resize in float32
 CROP_ROUNDINGS = ("down", "even")
@@ -149,6 +153,8 @@ class ViTConfig:
     pooling: str = "cls"  # what the head reads, one of POOLINGS; "cls&dist" has a head for each, "map" attends
     pooler: bool = False  # a tanh layer between pooling and head, as in the *-in21k files
     projection: int = 0  # size of the shared space of pictures and texts (CLIP), reached without a bias; 0: none
+    head: str = "linear"  # or "cosine": how near the picture is to the text of each class (CLIP, SigLIP)
+    score: str = "softmax"  # of the logits; or "sigmoid", which judges each class alone (SigLIP)
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "channels", "width", "depth", "heads", "mlp_width"):
@@ -179,8 +185,11 @@ class ViTConfig:
             raise UsageError("pooling cls&dist needs a distillation token")
         if self.positions == "rope" and self.head_dim % 4:
             raise UsageError(f"heads of {self.head_dim} cannot be rotated by rows and columns; it must divide by 4")
-        if self.classes and self.projection:
-            raise UsageError(f"{self.classes} classes and a projection to {self.projection}; a model has one of them")
+        if self.classes and self.projection and self.head == "linear":
+            raise UsageError(
+                f"{self.classes} classes and a projection to {self.projection}; a model has one of them, "
+                "or a cosine head, which compares both"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -227,6 +236,183 @@ class ViTConfig:
         return cls(**{"patch_size": int(patch), **SIZES[size], **changes})
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The sizes and switches of the text tower beside a ViT (CLIP, arXiv:2103.00020; SigLIP, arXiv:2303.15343)."""
+
+    vocabulary: int = 49408  # how many token ids there are
+    context: int = 77  # tokens a text may have, its start and end included
+    width: int = 512  # D, the size of a token
+    depth: int = 12  # number of blocks
+    heads: int = 8  # A, attention heads per block
+    mlp_width: int = 2048  # F, the hidden size of the MLP
+    eps: float = 1e-5  # of every LayerNorm
+    activation: str = "quick_gelu"  # of the MLP, one of ACTIVATIONS
+    causal: bool = True  # a token sees only itself and those before it (CLIP); SigLIP's see all
+    pooling: str = "end"  # the token that is read: the first `end`, the "last" one, or the id's "argmax" (see text.py)
+    end: int = 49407  # id that ends every text, for the pooling of that name
+    projection: int = 512  # size of the space shared with pictures
+    projection_bias: bool = False  # on the way there; SigLIP has one
+
+    # Switches of a Block that no text tower uses.
+    mlp: ClassVar[str] = "plain"
+    qkv_bias: ClassVar[bool] = True
+    layer_scale: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "context", "width", "depth", "heads", "mlp_width", "projection"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.width % self.heads:
+            raise UsageError(f"width {self.width} is not divisible by {self.heads} heads")
+        if not 0 < self.eps < 1:
+            raise UsageError(f"eps is {self.eps}; it must lie between 0 and 1")
+        for name, known in (("activation", ACTIVATIONS), ("pooling", TEXT_POOLINGS)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        if self.pooling == "end" and not 0 <= self.end < self.vocabulary:
+            raise UsageError(f"end is {self.end}; there are ids 0 to {self.vocabulary - 1}")
+
+    @property
+    def head_dim(self) -> int:
+        """K, the size of one head's queries, keys and values."""
+        return self.width // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPConfig:
+    """An image tower and a text tower that meet in one space."""
+
+    image: ViTConfig
+    text: TextConfig
+    score: str = "softmax"  # of the logits; "sigmoid" (SigLIP) judges each text alone and adds a learned bias
+
+    def __post_init__(self) -> None:
+        if self.image.classes:
+            raise UsageError(f"the image tower has {self.image.classes} classes; beside a text tower it has none")
+        ends = self.image.projection or self.image.width
+        if ends != self.text.projection:
+            raise UsageError(f"pictures end in {ends} numbers and texts in {self.text.projection}; they cannot meet")
+        if self.score not in SCORES:
+            raise UsageError(f"score is {self.score!r}; it must be one of {', '.join(SCORES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinStage:
+    """One stage of a Swin: what its blocks read."""
+
+    width: int  # D, the size of a token
+    heads: int  # A, attention heads per block
+    mlp_width: int  # F, the hidden size of the MLP
+    window: int  # patches along each side of a window
+    eps: float
+    activation: str
+    qkv_bias: bool
+
+    # Switches of a Block that Swin does not use.
+    mlp: ClassVar[str] = "plain"
+    layer_scale: ClassVar[bool] = False
+
+    @property
+    def head_dim(self) -> int:
+        """K, the size of one head's queries, keys and values."""
+        return self.width // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinConfig:
+    """The sizes and switches of one Swin (Liu et al. 2021, arXiv:2103.14030)."""
+
+    image_size: tuple[int, int] = (224, 224)  # pixels (height, width)
+    patch_size: int = 4  # pixels along each side of a patch
+    channels: int = 3  # C
+    width: int = 96  # of the first stage; each later stage has twice the one before
+    depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of every stage
+    heads: tuple[int, ...] = (3, 6, 12, 24)  # of every stage
+    window: tuple[int, ...] = (7, 7, 7, 7)  # of every stage, patches along each side of a window
+    mlp_ratio: float = 4.0  # F / D
+    eps: float = 1e-5  # of every LayerNorm
+    activation: str = "gelu"  # of the MLP, one of ACTIVATIONS
+    qkv_bias: bool = True  # whether queries, keys and values have a bias
+    classes: int = 1000  # L, outputs of the head; 0 means no head, the model returns pooled_BD
+    windowing: str = "hf"  # how a grid that does not fit is padded and shifted, one of WINDOWINGS; see swin.windows_of
+    any_size: bool = True  # pictures of another size are taken without asking: there are no positions to stretch
+
+    # What a reader of ViTConfig asks for, and no Swin has.
+    patch_bias: ClassVar[bool] = True
+    cls_token: ClassVar[bool] = False
+    projection: ClassVar[int] = 0
+    score: ClassVar[str] = "softmax"
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "channels", "width"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        stages = {name: len(getattr(self, name)) for name in ("depths", "heads", "window")}
+        if not self.depths or len(set(stages.values())) != 1:
+            raise UsageError(f"depths, heads and window are of {', '.join(map(str, stages.values()))} stages")
+        if min((*self.depths, *self.heads, *self.window)) < 1:
+            raise UsageError(f"depths {self.depths}, heads {self.heads} and window {self.window} must be at least 1")
+        for stage in self.stages:
+            if stage.width % stage.heads:
+                raise UsageError(f"width {stage.width} is not divisible by {stage.heads} heads")
+        if self.classes < 0:
+            raise UsageError(f"classes is {self.classes}; it must be 0 (no head) or more")
+        if not 0 < self.eps < 1:
+            raise UsageError(f"eps is {self.eps}; it must lie between 0 and 1")
+        if min(self.image_size) < 1:
+            raise UsageError(f"image_size is {self.image_size}; it must be at least 1 x 1")
+        for name, known in (("activation", ACTIVATIONS), ("windowing", WINDOWINGS)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+
+    @property
+    def stages(self) -> tuple[SwinStage, ...]:
+        """The stages, first to last."""
+        return tuple(
+            SwinStage(
+                width=self.width * 2**i,
+                heads=heads,
+                mlp_width=int(self.width * 2**i * self.mlp_ratio),
+                window=window,
+                eps=self.eps,
+                activation=self.activation,
+                qkv_bias=self.qkv_bias,
+            )
+            for i, (heads, window) in enumerate(zip(self.heads, self.window, strict=True))
+        )
+
+    @property
+    def depth(self) -> int:
+        """Blocks of all stages together."""
+        return sum(self.depths)
+
+    def grid(self, image_size: tuple[int, int] | None = None, stage: int = 0) -> tuple[int, int]:
+        """Tokens as (rows, columns) in a stage, for a picture of `image_size`, or the config's own.
+
+        Raises:
+            ShapeError: the picture is not a whole number of patches, where its reference does not pad it.
+        """
+        height, width = image_size or self.image_size
+        patch = self.patch_size
+        if height < 1 or width < 1 or (self.windowing != "hf" and (height % patch or width % patch)):
+            raise ShapeError(f"an image of {height} x {width} is not a whole number of patches of {patch}")
+        share = patch * 2**stage  # odd grids are padded before they are merged
+        return -(-height // share), -(-width // share)
+
+    def layout_for(self, image_size: tuple[int, int]) -> TokenLayout:
+        """The tokens of the last stage, of a picture of this size; raises as `grid`."""
+        return TokenLayout(cls=0, grid=self.grid(image_size, len(self.depths) - 1))
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The tokens of the last stage, of a picture of `image_size`."""
+        return self.layout_for(self.image_size)
+
+
+# What a Block reads its sizes and switches from.
+BlockConfig = ViTConfig | TextConfig | SwinStage
+
 _CHOICES = {
     "activation": ACTIVATIONS,
     "mlp": MLPS,
@@ -234,6 +420,8 @@ _CHOICES = {
     "position_resampling": POSITION_RESAMPLINGS,
     "norm": NORMS,
     "pooling": POOLINGS,
+    "head": HEADS,
+    "score": SCORES,
 }
 
 # Ti and S: Touvron et al. 2021 (DeiT, arXiv:2012.12877), table 1; Zhai et al. 2022 (arXiv:2106.04560), table 2.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivit.config import TokenLayout, ViTConfig
+from minivit.config import SwinConfig, TokenLayout, ViTConfig
 from minivit.errors import ShapeError
 
 
@@ -20,7 +20,7 @@ class PatchEmbed(nn.Module):
     convolution with stride = patch, which is how every checkpoint stores it.
     """
 
-    def __init__(self, config: ViTConfig):
+    def __init__(self, config: ViTConfig | SwinConfig):
         super().__init__()
         patch = config.patch_size
         self.patch_size = patch

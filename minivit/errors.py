@@ -39,3 +39,7 @@ class CheckpointError(MinivitError):
     """The files are there and are not a checkpoint minivit can load without guessing."""
 
     exit_code = 5
+
+
+class WriteError(MinivitError):
+    """What was asked for cannot be written any further: a full disk, a folder that is gone."""

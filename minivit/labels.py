@@ -14,15 +14,18 @@ class Prediction:
 
     index: int  # of the head's output
     label: str | None  # its name, None where the checkpoint names none
-    score: float  # softmax probability, 0 to 1
+    score: float  # 0 to 1: softmax probability, or of SigLIP the sigmoid of the class alone
 
 
-def top_k(logits_BL: Tensor, labels: Mapping[int, str] | None, k: int = 5) -> list[list[Prediction]]:
+def top_k(
+    logits_BL: Tensor, labels: Mapping[int, str] | None, k: int = 5, score: str = "softmax"
+) -> list[list[Prediction]]:
     """The k most likely classes of every row, best first; all of them when there are fewer than k.
 
-    The softmax is taken in float64: scores of half-precision logits sum to 1.
+    The softmax is taken in float64: scores of half-precision logits sum to 1. `score` is ViTConfig's.
     """
-    probs_BL = logits_BL.double().softmax(dim=-1)
+    exact_BL = logits_BL.double()
+    probs_BL = exact_BL.sigmoid() if score == "sigmoid" else exact_BL.softmax(dim=-1)
     scores_BK, indices_BK = probs_BL.topk(min(k, probs_BL.shape[-1]), dim=-1)
     return [
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivit.attention import Attend, AttentionPool, attend_sdpa
@@ -46,7 +47,10 @@ class ViT(nn.Module):
         self.pooler = nn.Linear(width, width) if config.pooler else None
         self.proj = nn.Linear(width, config.projection, bias=False) if config.projection else nn.Identity()
         head_width = 2 * width if config.pooling == "cls+mean" else width
-        self.head = nn.Linear(head_width, config.classes) if config.classes else nn.Identity()
+        if config.head == "cosine" and config.classes:
+            self.head: nn.Module = CosineHead(config.projection or head_width, config.classes)
+        else:
+            self.head = nn.Linear(head_width, config.classes) if config.classes else nn.Identity()
         two_heads = config.pooling == "cls&dist" and config.classes
         self.head_dist = nn.Linear(width, config.classes) if two_heads else None
         self.apply(init_weights)
@@ -146,6 +150,30 @@ class ViT(nn.Module):
                 f"{config.image_size[0]} x {config.image_size[1]}; pass resample=True to stretch its positions"
             )
         return config.layout_for((height, width))
+
+
+class CosineHead(nn.Module):
+    """The head of a model whose classes are texts, as `CLIP.zero_shot` makes it: (B, E) -> (B, L)."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, width))  # a text's place in the shared space for each class
+        self.logit_scale = nn.Parameter(torch.zeros(1))
+        self.logit_bias = nn.Parameter(torch.zeros(1))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, pooled_BE: Tensor) -> Tensor:
+        return cosine_logits(pooled_BE, self.weight, self.logit_scale, self.logit_bias)
+
+
+def cosine_logits(pooled_BE: Tensor, texts_LE: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """How near every picture is to every text: exp(scale) * cosine + bias, (B, L).
+
+    Radford et al. 2021 (arXiv:2103.00020), figure 3; the bias is SigLIP's (arXiv:2303.15343, algorithm 1).
+    """
+    cosines_BL = F.normalize(pooled_BE, dim=-1) @ F.normalize(texts_LE, dim=-1).T
+    logits_BL = cosines_BL * scale.exp()
+    return logits_BL if bias is None else logits_BL + bias
 
 
 def init_weights(module: nn.Module) -> None:

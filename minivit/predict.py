@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from minivit.config import ImageSpec
+from minivit.bulk import Answer, Item, answer_all
+from minivit.clip import CLIP
+from minivit.config import ImageSpec, SwinConfig
 from minivit.errors import CheckpointError, ImageError, UsageError
 from minivit.labels import Prediction
 from minivit.labels import top_k as best
 from minivit.model import ViT
-from minivit.preprocess import Picture, open_image, pixels_from_image, preprocess, resize_and_crop
+from minivit.preprocess import Picture
+from minivit.swin import Swin
 from minivit.weights import load
 
-POOLS = ("cls", "mean", "pooler", "projection", "tokens")
+POOLS = ("cls", "mean", "cls+mean", "pooler", "projection", "tokens")
 
 
 @dataclass(kw_only=True)
@@ -32,38 +35,33 @@ class Classified:
 
 
 def iter_classify(
-    pictures: Iterable[Picture], *, model: ViT | str | os.PathLike[str], top_k: int = 5, batch_size: int = 1
+    pictures: Iterable[Picture],
+    *,
+    model: ViT | CLIP | Swin | str | os.PathLike[str],
+    top_k: int = 5,
+    batch_size: int = 1,
+    readers: int | None = None,
 ) -> Iterator[Classified]:
     """Classify a stream of pictures, in order; a bad picture becomes a result with an error, the rest go on.
 
     Args:
-        pictures: paths, binary files or PIL images; read as the results are asked for.
-        model: a loaded ViT with a head, or what `minivit.load` takes.
+        pictures: paths, binary files or PIL images; drawn and read in threads, at most two batches ahead.
+        model: a loaded ViT or Swin with a head, or what `minivit.load` takes.
         top_k: how many classes to return.
         batch_size: how many pictures run through the model at once.
+        readers: how many threads read ahead; `bulk.default_readers()` when None.
 
     Raises:
         CheckpointError: the model has no head or no preprocessing.
     """
     model = _loaded(model)
-    spec = image_spec_of(model)
-    if not model.config.classes:
-        raise CheckpointError(f"{model.name}: has no classifier, so it cannot name what it sees; use embed")
-    pictures = iter(pictures)
-    while batch := list(islice(pictures, batch_size)):
-        results = [Classified(picture=picture) for picture in batch]
-        pixels = [_read(result, spec) for result in results]
-        good = [(result, p) for result, p in zip(results, pixels, strict=True) if p is not None]
-        if good:
-            with torch.inference_mode():
-                logits_BL = model(_batch([p for _, p in good], model))
-            for (result, _), predictions in zip(good, best(logits_BL, model.labels, top_k), strict=True):
-                result.top = predictions
-        yield from results
+    for one in _answers(pictures, model, classifier(model, top_k), batch_size, readers):
+        top = [] if one.error else one.value
+        yield Classified(picture=one.picture, top=top, error=one.error, warnings=one.warnings)  # type: ignore[arg-type]
 
 
 def classify(
-    images: Picture | Iterable[Picture], *, model: ViT | str | os.PathLike[str], top_k: int = 5
+    images: Picture | Iterable[Picture], *, model: ViT | CLIP | Swin | str | os.PathLike[str], top_k: int = 5
 ) -> list[list[Prediction]]:
     """The `top_k` most likely classes of every picture.
 
@@ -79,45 +77,133 @@ def classify(
 
 
 def embed(
-    images: Picture | Iterable[Picture], *, model: ViT | str | os.PathLike[str], pool: str = "cls", batch_size: int = 1
+    images: Picture | Iterable[Picture],
+    *,
+    model: ViT | CLIP | Swin | str | os.PathLike[str],
+    pool: str = "cls",
+    layer: int | None = None,
+    norm: str | None = None,
+    batch_size: int = 1,
 ) -> Tensor:
-    """What the model makes of every picture, before the head.
+    """What the model makes of every picture, before the head; pool, layer and norm as in `embedder`.
 
-    Args:
-        pool: "cls" (the class token after the final norm), "mean" (of the patches), "pooler" (the tanh
-            layer or the attention pool, where the checkpoint has one): (B, D); "projection" (into the space
-            pictures share with texts, where it has one): (B, projection); or "tokens": (B, N, D).
+    Returns:
+        (pictures, ...), as `embedder` gives it for each, in the dtype of the model.
 
     Raises:
-        UsageError: a pool the checkpoint does not have.
+        UsageError: a pool or layer the checkpoint does not have.
         ImageError: the first picture that cannot be read.
     """
     model = _loaded(model)
-    spec = image_spec_of(model)
+    rows = []
+    for one in _answers(_several(images), model, embedder(model, pool, layer=layer, norm=norm), batch_size, None):
+        if one.error:
+            raise one.error
+        rows.append(one.value)
+    return torch.stack(rows)
+
+
+def classifier(model: ViT | Swin, top_k: int) -> Callable[[Tensor], list[list[Prediction]]]:
+    """pixels_BCHW -> the `top_k` best Predictions of each picture.
+
+    Raises:
+        CheckpointError: the model has no head.
+    """
+    if not model.config.classes:
+        raise CheckpointError(
+            f"{model.name}: has no classifier, so it cannot name what it sees; use embed, or where it has a text tower "
+            "--labels (CLIP.zero_shot)"
+        )
+
+    @torch.inference_mode()
+    def answer(pixels_BCHW: Tensor) -> list[list[Prediction]]:
+        return best(model(pixels_BCHW), model.labels, top_k, model.config.score)
+
+    return answer
+
+
+def embedder(
+    model: ViT | Swin, pool: str = "cls", *, layer: int | None = None, norm: str | None = None
+) -> Callable[[Tensor], Tensor]:
+    """pixels_BCHW -> one embedding of each picture.
+
+    Args:
+        pool: "cls" (the class token after the final norm), "mean" (of the patches), "cls+mean" (both, one behind
+            the other: 2 D), "pooler" (the tanh layer or the attention pool, where the checkpoint has one): (B, D);
+            "projection" (into the space pictures share with texts, where it has one): (B, projection); or
+            "tokens": (B, N, D).
+        layer: take the tokens after this block, before any final norm (`blocks.{layer}.resid_post` of a trace):
+            0 is the first, -1 the last; the blocks behind it are not run. None: after the final norm.
+        norm: "l2" scales every vector to length 1; a vector of zeros stays.
+
+    Raises:
+        UsageError: a pool, layer or norm that is not there.
+    """
     if pool not in POOLS:
         raise UsageError(f"pool is {pool!r}; it must be one of {', '.join(POOLS)}")
+    if norm not in (None, "l2"):
+        raise UsageError(f"norm is {norm!r}; it must be l2, or none at all")
+    if isinstance(model, Swin) and (layer is not None or pool not in ("mean", "tokens")):
+        raise UsageError(f"{model.name}: of a Swin the tokens of the last stage are left, as pool mean or tokens")
+    depth = len(model.blocks)
+    if layer is not None and not -depth <= layer < depth:
+        raise UsageError(
+            f"{model.name}: has {depth} blocks, so layer must lie from {-depth} to {depth - 1}, not {layer}"
+        )
     absent = {
         "cls": not model.config.cls_token,
-        "pooler": model.pooler is None and model.attn_pool is None,
-        "projection": not model.config.projection,
+        "cls+mean": not model.config.cls_token,
+        "pooler": isinstance(model, Swin) or (model.pooler is model.attn_pool is None) or layer is not None,
+        "projection": not model.config.projection or layer is not None,
     }
     if absent.get(pool):
+        where = "in its checkpoint" if layer is None else f"at layer {layer}"
         there = ", ".join(name for name in POOLS if not absent.get(name))
-        raise UsageError(f"{model.name}: has no {pool} in its checkpoint; use pool {there}")
-    pictures = iter(_several(images))
-    pools: dict[str, Callable[[Tensor], Tensor]] = {
-        "cls": lambda tokens_BND: model.pool(tokens_BND, "cls"),
-        "mean": lambda tokens_BND: model.pool(tokens_BND, "mean"),
-        "pooler": model.pool,
-        "projection": lambda tokens_BND: model.proj(model.pool(tokens_BND)),
-        "tokens": lambda tokens_BND: tokens_BND,
-    }
-    rows = []
-    while batch := list(islice(pictures, batch_size)):
-        pixels_BCHW = _batch([preprocess(picture, spec) for picture in batch], model)
-        with torch.inference_mode():
-            rows.append(pools[pool](model.features(pixels_BCHW)))
-    return torch.cat(rows)
+        raise UsageError(f"{model.name}: has no {pool} {where}; use pool {there}")
+
+    def tokens_after(pixels_BCHW: Tensor) -> Tensor:
+        if layer is None or isinstance(model, Swin):
+            return model.features(pixels_BCHW)
+        x, rope = model.embed(pixels_BCHW), model.rope(model.layout_of(pixels_BCHW))
+        for block in model.blocks[: layer % depth + 1]:
+            x = block(x, rope)
+        return x
+
+    def pooled(tokens_BND: Tensor) -> Tensor:
+        if pool == "tokens":
+            return tokens_BND
+        if pool in ("pooler", "projection") and not isinstance(model, Swin):
+            pooled_BD = model.pool(tokens_BND)
+            return model.proj(pooled_BD) if pool == "projection" else pooled_BD
+        if layer is None:
+            return model.pool(tokens_BND, pool)
+        parts = {"cls": tokens_BND[:, 0], "mean": tokens_BND[:, model.config.layout.prefix :].mean(dim=1)}
+        return torch.cat([parts[part] for part in pool.split("+")], dim=-1)
+
+    @torch.inference_mode()
+    def answer(pixels_BCHW: Tensor) -> Tensor:
+        embeddings = pooled(tokens_after(pixels_BCHW))
+        return F.normalize(embeddings, dim=-1) if norm else embeddings
+
+    return answer
+
+
+def embedding_shape(model: ViT | Swin, pool: str) -> tuple[int, ...]:
+    """The shape of one embedding of a pool the model has, for pictures of its preprocessing."""
+    config = model.config
+    size = image_spec_of(model).size
+    assert size is not None  # image_spec_of refuses what has no size of its own
+    width = config.stages[-1].width if isinstance(config, SwinConfig) else config.width
+    sizes = {"cls+mean": (2 * width,), "projection": (config.projection,)}
+    return (config.layout_for(size).count, width) if pool == "tokens" else sizes.get(pool, (width,))
+
+
+def _answers(
+    pictures: Iterable[Picture], model: ViT | Swin, answer: Callable, batch_size: int, readers: int | None
+) -> Iterator[Answer]:
+    like = model.patch_embed.weight
+    items = (Item(picture) for picture in pictures)
+    return answer_all(items, answer, image_spec_of(model), like=like, batch_size=batch_size, readers=readers)
 
 
 def _several(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
@@ -126,11 +212,13 @@ def _several(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
     return [images] if one else images  # type: ignore[list-item, return-value]
 
 
-def _loaded(model: ViT | str | os.PathLike[str]) -> ViT:
-    return model if isinstance(model, ViT) else load(model)
+def _loaded(model: ViT | CLIP | Swin | str | os.PathLike[str]) -> ViT | Swin:
+    """The model that reads the pictures: of two towers, the image tower."""
+    given = load(model) if isinstance(model, (str, os.PathLike)) else model
+    return given.image if isinstance(given, CLIP) else given
 
 
-def image_spec_of(model: ViT) -> ImageSpec:
+def image_spec_of(model: ViT | Swin) -> ImageSpec:
     """The model's preprocessing; refuses before the first picture what would fail, or mislead, at every one."""
     if model.image_spec is None:
         raise CheckpointError(
@@ -144,18 +232,3 @@ def image_spec_of(model: ViT) -> ImageSpec:
     if model.config.channels != 3:
         raise CheckpointError(f"{model.name}: reads {model.config.channels} channels; pictures are prepared as RGB")
     return model.image_spec
-
-
-def _read(result: Classified, spec: ImageSpec) -> Tensor | None:
-    """pixels_CHW of one picture, or None with the reason put into the result."""
-    try:
-        image = resize_and_crop(open_image(result.picture, warn=result.warnings.append), spec)
-    except ImageError as error:
-        result.error = error
-        return None
-    return pixels_from_image(image, spec)
-
-
-def _batch(pixels: list[Tensor], model: ViT) -> Tensor:
-    """Pictures as one pixels_BCHW, where and in the dtype the model wants them."""
-    return torch.stack(pixels).to(model.patch_embed.weight)

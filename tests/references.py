@@ -5,6 +5,7 @@ Sizes are pairwise different, and primes where the library allows it, so that no
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from minivit.clip import CLIP
+from minivit.swin import Swin
 
 Outputs = dict[str, Tensor]
 
@@ -72,14 +76,20 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def in_a_row(out: Any) -> Tensor:
+    """What a block returns as (B, N, D): the first of several, and a grid's tokens row by row."""
+    out = out[0] if isinstance(out, tuple) else out
+    return out.flatten(1, 2) if out.ndim == 4 else out
+
+
 @torch.no_grad()
 def run_reference(reference: Reference, pixels: Tensor, dtype: torch.dtype, resized: bool = False) -> Outputs:
     """Outputs of the reference and of each of its blocks, computed in `dtype`."""
     model = reference.model.to(dtype)
-    blocks: list[Tensor] = []
+    blocks: dict[str, Tensor] = {}
     hooks = [
-        block.register_forward_hook(lambda m, args, out: blocks.append(out[0] if isinstance(out, tuple) else out))
-        for block in reference.blocks
+        block.register_forward_hook(lambda m, args, out, i=i: blocks.update({f"block {i}": in_a_row(out)}))
+        for i, block in enumerate(reference.blocks)
     ]
     try:
         outputs = (reference.resized if resized and reference.resized else reference.run)(model, pixels.to(dtype))
@@ -87,13 +97,16 @@ def run_reference(reference: Reference, pixels: Tensor, dtype: torch.dtype, resi
         for hook in hooks:
             hook.remove()
         reference.model.float()
-    # A classifier runs its backbone a second time, for the logits.
-    return {f"block {i}": blocks[i] for i in range(len(reference.blocks))} | outputs
+    return blocks | outputs
 
 
 @torch.no_grad()
 def run_minivit(model: Any, pixels: Tensor, resized: bool = False) -> Outputs:
     """The same outputs of a minivit model, in its own dtype."""
+    if isinstance(model, CLIP):
+        return run_clip(model, pixels, resized)
+    if isinstance(model, Swin):
+        return run_swin(model, pixels)
     pixels = pixels.to(model.patch_embed.weight.dtype)
     outputs: Outputs = {}
     hooks = [
@@ -111,6 +124,49 @@ def run_minivit(model: Any, pixels: Tensor, resized: bool = False) -> Outputs:
     if model.head_dist is not None:
         outputs["logits cls"], outputs["logits dist"] = model.both_logits(outputs["tokens"])
     return outputs
+
+
+@torch.no_grad()
+def run_clip(model: CLIP, pixels: Tensor, resized: bool = False) -> Outputs:
+    """Outputs of two towers, and of the blocks of the one and then the other."""
+    outputs: Outputs = {}
+    hooks = [
+        block.register_forward_hook(lambda m, args, out, i=i: outputs.update({f"block {i}": out}))
+        for i, block in enumerate([*model.image.blocks, *model.text.blocks])
+    ]
+    ids, pixels = ids_of(pixels), pixels.to(model.logit_scale.dtype)
+    outputs["logits"] = model(pixels, ids, resample=resized)
+    for hook in hooks:
+        hook.remove()
+    outputs["tokens"] = model.image.features(pixels, resample=resized)
+    outputs["pooled"] = model.image.pool(outputs["tokens"])
+    outputs["image embeddings"] = model.encode_image(pixels, resample=resized)
+    outputs["text tokens"] = model.text.features(ids)
+    outputs["text embeddings"] = model.encode_text(ids)
+    return outputs
+
+
+@torch.no_grad()
+def run_swin(model: Swin, pixels: Tensor) -> Outputs:
+    """Outputs of all blocks, then of all stages, and of the model."""
+    outputs: Outputs = {}
+    hooks = [
+        module.register_forward_hook(lambda m, args, out, i=i: outputs.update({f"block {i}": out}))
+        for i, module in enumerate([*model.blocks, *model.stages])
+    ]
+    outputs["tokens"] = model.features(pixels.to(model.norm.weight.dtype))
+    for hook in hooks:
+        hook.remove()
+    outputs["pooled"] = model.pool(outputs["tokens"])
+    outputs["logits"] = model(pixels.to(model.norm.weight.dtype))
+    return outputs
+
+
+def blocks_of(model: Any) -> int:
+    """How many blocks `run_minivit` gives the outputs of."""
+    if isinstance(model, Swin):
+        return len(model.blocks) + len(model.stages)
+    return len(model.image.blocks) + len(model.text.blocks) if isinstance(model, CLIP) else len(model.blocks)
 
 
 def differences(ours: Outputs, theirs: Outputs) -> dict[str, float]:
@@ -157,7 +213,8 @@ def _hf(
 ) -> Reference:
     import transformers
 
-    given = getattr(transformers, config_class)(**{**HF, **config})
+    given = {key: value for key, value in {**HF, **config}.items() if value is not None}
+    given = getattr(transformers, config_class)(**given)
     torch.manual_seed(seed)
     model = randomise(getattr(transformers, model_class)(given, **(make_kwargs or {})), seed)
     model.save_pretrained(path)
@@ -376,13 +433,13 @@ def _towers(*args: Any, **kwargs: Any) -> dict[str, Any]:
     return {"run": _tower(*args, **kwargs), "resized": stretched, "other_sizes": ((48, 56), (24, 80))}
 
 
-@case("clip", "vision-with-projection")
+@case("clip_vision_model", "vision-with-projection")
 def _(path: Path) -> Reference:
     way = {**_towers("vision_model"), "projection_dim": 53, "processor": _CLIP}
     return _hf(path, "CLIPVisionConfig", "CLIPVisionModelWithProjection", "vision_model.encoder.layers", **way)
 
 
-@case("clip", "vision-gelu")
+@case("clip_vision_model", "vision-gelu")
 def _(path: Path) -> Reference:
     way = {**_towers(), "hidden_act": "gelu", "processor": _CLIP}
     return _hf(path, "CLIPVisionConfig", "CLIPVisionModel", "encoder.layers", **way)
@@ -399,26 +456,189 @@ _TEXT = {
 _VISION = {k: v for k, v in HF.items() if k not in ("num_labels", "attn_implementation")}
 
 
-@case("clip", "both-towers")
+@case("clip_vision_model", "out-of-both")
 def _(path: Path) -> Reference:
     both = {"text_config": _TEXT, "vision_config": _VISION, "projection_dim": 53, "processor": _CLIP}
-    return _hf(path, "CLIPConfig", "CLIPModel", "vision_model.encoder.layers", **_towers("vision_model"), **both)
+    way = _towers("vision_model")
+    made = _hf(path, "CLIPConfig", "CLIPModel", "vision_model.encoder.layers", **way, **both)
+    made.family = "clip_vision_model"
+    return made
+
+
+def ids_of(pixels: Tensor) -> Tensor:
+    """Three texts of 6 ids to go with these pixels. 96 ends a text; the first has more behind it, as padding."""
+    seed = int(pixels.double().abs().flatten()[0] * 2**20)
+    ids = torch.randint(3, 96, (3, 6), generator=torch.Generator().manual_seed(seed))
+    ids[0, 3], ids[0, 4:], ids[1:, 5] = 96, 2, 96
+    return ids
+
+
+def _pair(**kwargs: Any) -> Callable:
+    """Run both towers of a transformers model: tokens, embeddings and logits."""
+
+    def run(model: nn.Module, pixels: Tensor) -> Outputs:
+        out = model(pixel_values=pixels, input_ids=ids_of(pixels), **kwargs)
+        pictures = model.vision_model(pixel_values=pixels, **kwargs)
+        return {
+            "tokens": pictures.last_hidden_state,
+            "pooled": pictures.pooler_output,
+            "image embeddings": model.get_image_features(pixel_values=pixels, **kwargs).pooler_output,
+            "text tokens": out.text_model_output.last_hidden_state,
+            "text embeddings": model.get_text_features(input_ids=ids_of(pixels)).pooler_output,
+            "logits": out.logits_per_image,
+        }
+
+    return run
+
+
+def _both_towers(path: Path, kind: str, **changes: Any) -> Reference:
+    both = {"text_config": {**_TEXT, **changes.pop("text", {})}, "vision_config": _VISION, **changes}
+    stretched = {"resized": _pair(interpolate_pos_encoding=True), "other_sizes": ((48, 56), (24, 80))}
+    made = _hf(path, f"{kind}Config", f"{kind}Model", "vision_model", _pair(), **stretched, **both)
+    made.blocks = nn.ModuleList([*made.model.vision_model.encoder.layers, *made.model.text_model.encoder.layers])
+    return made
+
+
+@case("clip", "first-end")
+def _(path: Path) -> Reference:
+    return _both_towers(path, "CLIP", text={"eos_token_id": 96}, projection_dim=53, processor=_CLIP)
+
+
+@case("clip", "greatest-id")
+def _(path: Path) -> Reference:
+    # Where the end is 2, as in OpenAI's files, the greatest id is read: no text of ids_of ends in its first 2.
+    text = {"eos_token_id": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-3}
+    return _both_towers(path, "CLIP", text=text, projection_dim=31, processor=_CLIP)
 
 
 _SIGLIP = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 40, "width": 40}}
 
 
-@case("siglip", "vision")
+@case("siglip_vision_model", "vision")
 def _(path: Path) -> Reference:
     way = {**_towers(), "processor": _SIGLIP}
     return _hf(path, "SiglipVisionConfig", "SiglipVisionModel", "encoder.layers", **way)
 
 
-@case("siglip", "both-towers")
+@case("siglip_vision_model", "out-of-both")
 def _(path: Path) -> Reference:
     way = {**_towers("vision_model", projected=False), "processor": _SIGLIP}
     both = {"text_config": _TEXT, "vision_config": _VISION}
-    return _hf(path, "SiglipConfig", "SiglipModel", "vision_model.encoder.layers", **way, **both)
+    made = _hf(path, "SiglipConfig", "SiglipModel", "vision_model.encoder.layers", **way, **both)
+    made.family = "siglip_vision_model"
+    return made
+
+
+@case("siglip", "both-towers")
+def _(path: Path) -> Reference:
+    return _both_towers(path, "Siglip", text={"projection_size": 91}, processor=_SIGLIP)
+
+
+# --- open_clip ------------------------------------------------------------------------------------------------
+# Its package is no dependency of the tests. Its names, as open_clip/model.py has them, hold the weights of models of
+# transformers and timm, which are the reference.
+
+
+def _open_clip_names(model: nn.Module) -> dict[str, Tensor]:
+    """A CLIPModel's weights in the names and layouts of OpenAI's code."""
+    state = dict(model.state_dict())
+    result = {
+        "visual.class_embedding": state["vision_model.embeddings.class_embedding"],
+        "visual.conv1.weight": state["vision_model.embeddings.patch_embedding.weight"],
+        "visual.positional_embedding": state["vision_model.embeddings.position_embedding.weight"],
+        "visual.proj": state["visual_projection.weight"].T.contiguous(),
+        "text_projection": state["text_projection.weight"].T.contiguous(),
+        "logit_scale": state["logit_scale"],
+    }
+    for end in ("weight", "bias"):
+        result[f"visual.ln_pre.{end}"] = state[f"vision_model.pre_layrnorm.{end}"]
+        result[f"visual.ln_post.{end}"] = state[f"vision_model.post_layernorm.{end}"]
+    result |= _open_clip_blocks(state, "vision_model.", "visual.") | _open_clip_texts(state, "text_model.", "")
+    return result
+
+
+def _open_clip_texts(state: dict[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
+    return _open_clip_blocks(state, theirs, ours) | {
+        f"{ours}token_embedding.weight": state[f"{theirs}embeddings.token_embedding.weight"],
+        f"{ours}positional_embedding": state[f"{theirs}embeddings.position_embedding.weight"],
+        f"{ours}ln_final.weight": state[f"{theirs}final_layer_norm.weight"],
+        f"{ours}ln_final.bias": state[f"{theirs}final_layer_norm.bias"],
+    }
+
+
+def _open_clip_blocks(state: dict[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
+    result = {}
+    layers = 1 + max(int(name.split("layers.")[1].split(".")[0]) for name in state if f"{theirs}encoder.layers" in name)
+    for i in range(layers):
+        old, new = f"{theirs}encoder.layers.{i}.", f"{ours}transformer.resblocks.{i}."
+        for end in ("weight", "bias"):
+            parts = [state[f"{old}self_attn.{part}_proj.{end}"] for part in "qkv"]
+            result[f"{new}attn.in_proj_{end}"] = torch.cat(parts)
+            for name, known in (
+                ("attn.out_proj", "self_attn.out_proj"),
+                ("ln_1", "layer_norm1"),
+                ("ln_2", "layer_norm2"),
+            ):
+                result[f"{new}{name}.{end}"] = state[f"{old}{known}.{end}"]
+            result[f"{new}mlp.c_fc.{end}"] = state[f"{old}mlp.fc1.{end}"]
+            result[f"{new}mlp.c_proj.{end}"] = state[f"{old}mlp.fc2.{end}"]
+    return result
+
+
+def _write_open_clip(path: Path, state: dict[str, Tensor], model_cfg: dict, safe: bool = True) -> None:
+    import json
+
+    from safetensors.torch import save_file
+
+    for file in path.iterdir():
+        file.unlink()
+    if safe:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, path / "open_clip_model.safetensors")
+    else:
+        torch.save(state, path / "open_clip_pytorch_model.bin")
+    given = {"model_cfg": model_cfg, "preprocess_cfg": {"resize_mode": "squash", "interpolation": "bilinear"}}
+    (path / "open_clip_config.json").write_text(json.dumps(given))
+
+
+@case("open_clip", "quick-gelu")
+def _(path: Path) -> Reference:
+    # Heads in open_clip are 64 wide unless it says otherwise.
+    made = _both_towers(path, "CLIP", text={"eos_token_id": 2}, projection_dim=31, processor=_CLIP)
+    vision = {"image_size": 40, "layers": 3, "width": 91, "head_width": 13, "patch_size": 8, "mlp_ratio": 101 / 91}
+    text = {"context_length": 13, "vocab_size": 97, "width": 24, "heads": 3, "layers": 2, "mlp_ratio": 1.21}
+    config = {"embed_dim": 31, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    _write_open_clip(path, _open_clip_names(made.model), config, safe=False)
+    made.other_sizes = ()
+    return made
+
+
+class _Siglip(nn.Module):
+    """An image tower of timm, a text tower of transformers, and SigLIP's scale and bias."""
+
+    def __init__(self) -> None:
+        import timm
+        import transformers
+
+        super().__init__()
+        text = {**_TEXT, "projection_size": 768, "hidden_act": "gelu", "attn_implementation": "sdpa"}
+        self.trunk = timm.create_model("vit_base_patch32_siglip_256", num_classes=0)
+        self.text = transformers.SiglipTextModel(transformers.SiglipTextConfig(**text))
+        self.logit_scale = nn.Parameter(torch.tensor(2.1))
+        self.logit_bias = nn.Parameter(torch.tensor(-3.0))
+
+
+def _siglip_outputs(model: nn.Module, pixels: Tensor) -> Outputs:
+    tokens = model.trunk.forward_features(pixels)
+    pictures, texts = model.trunk.forward_head(tokens), model.text(input_ids=ids_of(pixels))
+    embeddings = nn.functional.normalize(pictures, dim=-1), nn.functional.normalize(texts.pooler_output, dim=-1)
+    return {
+        "tokens": tokens,
+        "pooled": pictures,
+        "image embeddings": pictures,
+        "text tokens": texts.last_hidden_state,
+        "text embeddings": texts.pooler_output,
+        "logits": embeddings[0] @ embeddings[1].T * model.logit_scale.exp() + model.logit_bias,
+    }
 
 
 # --- torchvision ----------------------------------------------------------------------------------------------
@@ -711,6 +931,114 @@ def _(path: Path) -> Reference:
     return _jax(path, prefix="opt/target/", classes=5, compressed=True)
 
 
+# --- Swin -----------------------------------------------------------------------------------------------------
+# A grid of 10 x 14 tokens in windows of 3: padded to 12 x 15, merged to 5 x 7 and 3 x 4, of which one side is a window.
+
+SWIN = {"embed_dim": 14, "depths": [2, 3, 2], "num_heads": [2, 7, 4], "window_size": 3, "mlp_ratio": 1.5}
+
+
+def _pristine(run: Callable) -> Callable:
+    """Run on a copy: transformers' Swin remembers for good that a picture was too small to be shifted."""
+    return lambda model, pixels: run(copy.deepcopy(model), pixels)
+
+
+def _hf_swin(path: Path, kind: str, **changes: Any) -> Reference:
+    prefix = "swin." if kind.endswith("Classification") else ""
+    run = _backbone(prefix.rstrip(".") or None)
+
+    def tokens_only(model: nn.Module, pixels: Tensor) -> Outputs:
+        return {name: tensor for name, tensor in run(model, pixels).items() if name != "cls"}
+
+    plain = dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"))
+    given = {**plain, **SWIN, "image_size": [40, 56], "patch_size": 4, **changes}
+    made = _hf(path, "SwinConfig", kind, prefix + "encoder.layers", _pristine(tokens_only), **given)
+    blocks = [block for stage in made.blocks for block in stage.blocks]
+    made.blocks = nn.ModuleList([*blocks, *made.blocks])
+    return made
+
+
+@case("swin", "classifier")
+def _(path: Path) -> Reference:
+    # 64 x 88: no side is a window; 50 x 61: no whole number of patches, which are padded too.
+    sizes = ((64, 88), (50, 61))
+    return _hf_swin(path, "SwinForImageClassification", other_sizes=sizes)
+
+
+@case("swin", "backbone-no-qkv-bias")
+def _(path: Path) -> Reference:
+    changes = {"qkv_bias": False, "hidden_act": "quick_gelu", "image_size": 56, "window_size": 4}
+    return _hf_swin(path, "SwinModel", **changes, depths=[2, 2], num_heads=[2, 4])
+
+
+def _torchvision_swin(path: Path, published: bool = False) -> Reference:
+    import json
+
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    sizes = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7, "mlp_ratio": 4.0}
+    sizes = sizes if published else SWIN
+    args = {key: value for key, value in sizes.items() if key != "window_size"}
+    torch.manual_seed(0)
+    model = randomise(SwinTransformer([4, 4], window_size=[sizes["window_size"]] * 2, num_classes=11, **args))
+    torch.save(model.state_dict(), path / "model.pth")
+    size = [224, 224] if published else [40, 56]
+    config = {"model_type": "torchvision_swin", "image_size": size, "num_labels": 11, **sizes}
+    (path / "config.json").write_text(json.dumps(config))
+    stages = [model.features[i] for i in range(1, len(model.features), 2)]
+    ends = [model.features[i] for i in range(2, len(model.features), 2)] + [stages[-1]]
+
+    def run(model: nn.Module, pixels: Tensor) -> Outputs:
+        tokens = model.norm(model.features(pixels)).flatten(1, 2)
+        return {"tokens": tokens, "pooled": tokens.mean(dim=1), "logits": model(pixels)}
+
+    blocks = nn.ModuleList([*(block for stage in stages for block in stage), *ends])
+    # 8 x 40: less than a window, which torchvision alone pads to one.
+    others = ((64, 88), (24, 48), (8, 40))
+    return Reference(
+        path=path / "model.pth", family=None, model=model, blocks=blocks, size=tuple(size), run=run, other_sizes=others
+    )
+
+
+@case("torchvision_swin", "swin")
+def _(path: Path) -> Reference:
+    return _torchvision_swin(path)
+
+
+def _timm_swin(path: Path, name: str, size: Any = (40, 56), other_sizes: tuple = (), **changes: Any) -> Reference:
+    import timm
+    from timm.models import save_for_hf
+
+    small = {**SWIN, "num_classes": 11, "img_size": size, **changes}
+    kwargs = {key: value for key, value in small.items() if value is not None}
+    torch.manual_seed(0)
+    model = randomise(timm.create_model(name, **kwargs))
+    save_for_hf(model, path, safe_serialization=True, model_args=kwargs)
+    # timm crops squares out of squares; these pictures are oblong.
+    (path / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
+    stages = list(model.layers)
+    ends = [stage.downsample for stage in stages[1:]] + [stages[-1]]
+
+    def run(model: nn.Module, pixels: Tensor) -> Outputs:
+        tokens = model.forward_features(pixels)
+        outputs = {"tokens": tokens.flatten(1, 2), "pooled": model.forward_head(tokens, pre_logits=True)}
+        return outputs | ({"logits": model(pixels)} if model.num_classes else {})
+
+    blocks = nn.ModuleList([*(block for stage in stages for block in stage.blocks), *ends])
+    return Reference(path=path, family=None, model=model, blocks=blocks, size=size, run=run, other_sizes=other_sizes)
+
+
+@case("timm_swin", "tiny")
+def _(path: Path) -> Reference:
+    return _timm_swin(path, "swin_tiny_patch4_window7_224")
+
+
+@case("timm_swin", "stages-of-their-own-window")
+def _(path: Path) -> Reference:
+    # 56 x 40 pixels: the last stage has 4 x 3 tokens in windows of 2; other sizes shift as the first one does.
+    changes = {"window_size": [3, 5, 2], "num_classes": 0, "qkv_bias": False, "dynamic_img_size": True}
+    return _timm_swin(path, "swin_s3_tiny_224", (56, 40), ((64, 88),), **changes)
+
+
 # --- published sizes ------------------------------------------------------------------------------------------
 # The smallest published size of every family, whole.
 
@@ -761,16 +1089,49 @@ def _(path: Path) -> Reference:
     return _hf(path, "ViTMAEConfig", "ViTMAEModel", "layers", _unmasked(patch=16), **way)
 
 
-@case("clip", "B-32", full_size=True)
+@case("clip_vision_model", "B-32", full_size=True)
 def _(path: Path) -> Reference:
     way = {**_B, **_224, "patch_size": 32, "projection_dim": 512}
     layers = "vision_model.encoder.layers"
     return _hf(path, "CLIPVisionConfig", "CLIPVisionModelWithProjection", layers, _tower("vision_model"), **way)
 
 
-@case("siglip", "B-16", full_size=True)
+@case("siglip_vision_model", "B-16", full_size=True)
 def _(path: Path) -> Reference:
     return _hf(path, "SiglipVisionConfig", "SiglipVisionModel", "encoder.layers", _tower(), **_B, **_224)
+
+
+@case("open_clip_timm", "SigLIP-B-32", full_size=True)
+def _(path: Path) -> Reference:
+    torch.manual_seed(0)
+    model = randomise(_Siglip())
+    state = {f"visual.{name}": tensor for name, tensor in model.state_dict().items() if name.startswith("trunk.")}
+    state |= _open_clip_texts(dict(model.text.state_dict()), "", "text.")
+    state |= {f"text.text_projection.{end}": getattr(model.text.head, end).detach() for end in ("weight", "bias")}
+    state |= {name: getattr(model, name).detach() for name in ("logit_scale", "logit_bias")}
+    vision = {"image_size": 256, "timm_model_name": "vit_base_patch32_siglip_256", "timm_pool": "map"}
+    text = {"context_length": 13, "vocab_size": 97, "width": 24, "heads": 3, "layers": 2, "mlp_ratio": 1.21}
+    text |= {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+    config = {"embed_dim": 768, "init_logit_bias": -10, "vision_cfg": {**vision, "timm_proj": "none"}, "text_cfg": text}
+    _write_open_clip(path, state, config)
+    blocks = nn.ModuleList([*model.trunk.blocks, *model.text.encoder.layers])
+    return Reference(path=path, family=None, model=model, blocks=blocks, size=(256, 256), run=_siglip_outputs)
+
+
+@case("swin", "T-4-7", full_size=True)
+def _(path: Path) -> Reference:
+    whole = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7, "mlp_ratio": 4.0}
+    return _hf_swin(path, "SwinForImageClassification", **whole, image_size=224, processor={"size": 224})
+
+
+@case("torchvision_swin", "swin_t", full_size=True)
+def _(path: Path) -> Reference:
+    return _torchvision_swin(path, published=True)
+
+
+@case("timm_swin", "swin_tiny_patch4_window7_224", full_size=True)
+def _(path: Path) -> Reference:
+    return _timm_swin(path, "swin_tiny_patch4_window7_224", (224, 224), **dict.fromkeys(SWIN))
 
 
 @case("torchvision", "vit_b_32", full_size=True)

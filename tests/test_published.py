@@ -34,6 +34,7 @@ def close(found: torch.Tensor, expected: list, tolerance: float) -> None:
 LOGITS = [
     ("google/vit-base-patch16-224", [-0.2744, 0.8215, -0.0836], 1e-4),
     ("facebook/deit-base-distilled-patch16-224", [-1.0266, 0.1912, -1.2861], 1e-4),
+    ("microsoft/swin-tiny-patch4-window7-224", [-0.0948, -0.6454, -0.0921], 1e-4),
 ]
 TOKENS = [
     (
@@ -127,16 +128,42 @@ def test_clip_at_another_size(pixels):
     model = minivit.load("openai/clip-vit-base-patch32")
     # 180 pixels are no whole number of patches of 32; the reference leaves out what is too much on the right and below.
     x = pixels(model, replace(model.image_spec, resize=180, crop=(180, 180)))[:, :, :160, :160]
-    tokens = model.features(x, resample=True)
+    tokens = model.image.features(x, resample=True)
     assert tokens.shape == (1, 26, 768)
     expected = [[-0.1538, 0.0322, -0.3235], [0.2893, 0.1135, -0.5708], [0.0461, 0.1540, -0.6018]]
     close(tokens[0, :3, :3], expected, 1e-4)
+
+
+# Texts as in transformers' tests of CLIP and SigLIP.
+PAIRS = [
+    ("openai/clip-vit-base-patch32", ["a photo of a cat", "a photo of a dog"], [24.5701, 19.3049]),
+    ("google/siglip-base-patch16-224", ["a photo of 2 cats", "a photo of 2 dogs"], [-0.7567, -10.3354]),
+]
+
+
+@pytest.mark.parametrize("id, texts, expected", PAIRS)
+@torch.no_grad()
+def test_pictures_and_texts(id, texts, expected, pixels):
+    model = minivit.load(id)
+    close(model(pixels(model), model.tokenize(texts))[0], expected, 1e-3)
+
+
+@pytest.mark.parametrize("id, texts, expected", PAIRS)
+@torch.no_grad()
+def test_texts_as_classes(id, texts, expected, shared):
+    best = minivit.classify(shared / "cats.jpg", model=minivit.load(id).zero_shot(texts))[0]
+    assert best[0].label == texts[0]
+    scores = torch.tensor(expected, dtype=torch.float64)
+    scores = scores.sigmoid() if "siglip" in id else scores.softmax(dim=0)
+    assert [p.score for p in best] == pytest.approx(scores.tolist(), rel=5e-3)
 
 
 @pytest.mark.parametrize(
     "id",
     [
         "torchvision/vit_b_16",
+        "torchvision/swin_t",
+        "timm/swin_tiny_patch4_window7_224.ms_in1k",
         "timm/vit_base_patch16_224.augreg_in21k_ft_in1k",
         "timm/deit_base_distilled_patch16_224.fb_in1k",
         "facebook/dinov2-small-imagenet1k-1-layer",

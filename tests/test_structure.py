@@ -24,13 +24,22 @@ ARROWS = {
     "attention": {"config"},
     "block": {"config", "attention"},
     "model": {"config", "attention", "block", "embed"},
+    "swin": {"config", "attention", "block", "embed"},
+    "tokenizer": set(),
+    "text": {"config", "attention", "block"},
+    "clip": {"config", "attention", "model", "text", "tokenizer"},
+    "weights": {"config", "attention", "model", "clip", "swin", "tokenizer", "weights"},
+    "fast": {"attention", "block", "model"},
     "labels": set(),
-    "weights": {"config", "attention", "model", "weights"},
-    "predict": {"config", "labels", "model", "preprocess", "weights"},
+    "bulk": {"config", "preprocess"},
+    "predict": {"bulk", "clip", "config", "labels", "model", "preprocess", "swin", "weights"},
+    "records": {"bulk", "config", "model", "swin"},
+    "journal": set(),
+    "stores": {"journal"},
     "photos": {"config", "preprocess", "recipe"},
     "train": {"config", "model", "photos", "preprocess", "recipe", "weights"},
     "evaluate": {"config", "model", "photos", "preprocess", "recipe"},
-    "study": {"config", "attention", "block", "model", "study"},
+    "study": {"config", "attention", "block", "model", "study", "swin"},
     "peers": {"config", "attention", "study", "weights"},
     "bench": {"attention", "model", "bench"},
     "viz": {"config", "study", "viz"},
@@ -83,7 +92,7 @@ def test_no_square_root_of_a_token_count():
 
 
 NAMES = """
-    classify
+    classify embed similar
     attention explore trace preprocess
     lens attribute ablate heads faithfulness
     info models verify diff convert
@@ -112,12 +121,16 @@ def test_version_and_import_are_light():
 
 
 # Packages of an extra, and the one file that may import them.
-EXTRAS = {"peers.py": {"transformers", "timm", "torchvision"}}
+EXTRAS = {
+    "peers.py": {"transformers", "timm", "torchvision"},
+    "stores.py": {"pyarrow"},
+    "tokenizer.py": {"tokenizers"},
+}
 
 
 def test_classify_imports_only_the_four_packages():
     """What a run of the model needs: torch, safetensors, pillow (and the hub for downloads), nothing else by us."""
-    needed = {"torch", "safetensors", "PIL", "huggingface_hub"}
+    needed = {"torch", "safetensors", "PIL", "huggingface_hub", "tqdm"}  # tqdm comes with huggingface_hub
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

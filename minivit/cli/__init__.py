@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from minivit.cli import (
     classify,
     convert,
     diff,
+    embed,
     evaluate,
     explore,
     faithfulness,
@@ -25,21 +25,22 @@ from minivit.cli import (
     lens,
     models,
     preprocess,
+    similar,
     trace,
     train,
     verify,
 )
+from minivit.cli.bulk import silence_stdout
 from minivit.cli.console import say
 from minivit.errors import MinivitError
 
 COMMANDS = (
-    classify,
+    *(classify, embed, similar),
     *(attention, explore, trace, preprocess),
     *(lens, attribute, ablate, heads, faithfulness),
     *(info, models, verify, diff, convert),
     *(train, evaluate, bench),
 )
-COMMANDS = (classify, explore, attention, trace, preprocess, info, models, verify, convert, train, evaluate, bench)
 
 EXIT_CODES = """exit codes:
   0 good   1 unexpected failure or a failed check   2 usage   3 some inputs failed, the others were written
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # Whoever read us has had enough (`| head`): nothing is left to say, and nowhere to say it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
         return 0
     except Exception as error:
         if sys.flags.dev_mode:

@@ -14,17 +14,20 @@ from minivit.cli.console import (
     add_model_option,
     add_run_options,
     load_model,
+    load_picture_model,
     positive,
     printable,
     say,
 )
 from minivit.cli.picture import check_suffix, open_photo, pixels_for, say_notes, share, show, whole, writing
+from minivit.cli.texts import add_label_options, labels_of
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from minivit.model import ViT
+    from minivit.swin import Swin
 
 SCHEMA = 1  # of the JSON record; a field is only ever added under the same number
 
@@ -86,6 +89,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--smooth", action="store_true", help="interpolate between patches")
     parser.add_argument("-o", "--out", metavar="FILE", help="map.png, map.npy or map.json; else text on the terminal")
+    add_label_options(parser)
     add_model_option(parser)
     add_hub_options(parser)
     add_run_options(parser)
@@ -133,16 +137,22 @@ class Maps:
 
 def run(args: argparse.Namespace) -> int:
     from minivit.preprocess import seen_box
+    from minivit.swin import Swin
 
     check_suffix(args.out, ".png", ".npy", ".json")
     settings = settings_of(args)
     photo, notes = open_photo(args.image)
     say_notes(args.image, notes)
-    model = load_model(args)
+    model = load_picture_model(args) if args.method == "raw" else load_model(args)
     pixels_BCHW, spec = pixels_for(model, photo)
-    maps = compute(model, pixels_BCHW, args.method, settings)
-    if args.score:
-        maps.score = score(model, pixels_BCHW, maps, getattr(args, "class"))
+    if isinstance(model, Swin):
+        if args.score:
+            raise UsageError("--score takes patches away from a ViT; a Swin has other windows in every stage")
+        maps = swin_map(model, pixels_BCHW, settings)
+    else:
+        maps = compute(model, pixels_BCHW, args.method, settings)
+        if args.score:
+            maps.score = score(model, pixels_BCHW, maps, getattr(args, "class"))
     if not args.out:
         write_text(maps, photo, seen_box(photo.size, spec), args)
     elif args.out.lower().endswith(".png"):
@@ -173,6 +183,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(
             f"--method {args.method} has no use for --{useless[0].replace('_', '-')}; it belongs to {', '.join(users)}"
         )
+    if "class" not in takes and labels_of(args) is not None:
+        raise UsageError(f"--method {args.method} has no use for --labels; they are the classes of other methods")
     if args.grid and args.head is not None:
         raise UsageError("--grid draws every head; leave --head out")
     if args.method == "pca" and args.layer == "all":
@@ -235,6 +247,27 @@ def one_map(values: Tensor, title: list[str]) -> Maps:
     return Maps(values=values, rows=[""], columns=[""], title=", ".join(title))
 
 
+def swin_map(model: Swin, pixels_BCHW: Tensor, settings: dict[str, Any]) -> Maps:
+    """The raw attention of one block of a Swin, its windows stitched to the picture."""
+    from minivit import study
+
+    asked, fused = settings.get("query"), settings.get("head", "mean")
+    layer = settings.get("layer", model.config.depth - 1)
+    if settings.get("grid") or layer == "all" or isinstance(asked, str):
+        raise UsageError(
+            "a Swin has another grid in every stage and no token but its patches: give --layer one number, --query a "
+            "ROW,COL of its grid or nothing, and leave --grid out"
+        )
+    found = study.window_attention(model, pixels_BCHW, layer)
+    values = study.window_map(found, query=asked, head=fused)
+    whose = "of the token in row {}, column {}".format(*asked) if asked else "received by each token"
+    title = [f"raw of {printable(model.name or 'the model')}", whose]
+    title.append(f"head {fused}" if isinstance(fused, int) else f"{fused} over heads")
+    side, shift = found.windows.window, found.windows.shift
+    windows = f"windows of {side} x {side}" + (f" shifted by {shift[0]}, {shift[1]}" if any(shift) else "")
+    return Maps(values=values[None], rows=[""], columns=[""], title=", ".join([*title, f"layer {layer}", windows]))
+
+
 def score(model: ViT, pixels_BCHW: Tensor, maps: Maps, asked: str | None) -> dict[str, Any]:
     """What a single map is worth: areas of its deletion and insertion curves, beside those of five random maps."""
     import torch
@@ -273,7 +306,10 @@ def find_class(model: ViT, pixels_BCHW: Tensor, asked: str | None) -> int:
 
     labels = model.labels or {}
     if not model.config.classes:
-        raise UsageError(f"{model.name}: has no classifier, so no class can be followed back; use another --method")
+        raise UsageError(
+            f"{model.name}: has no classifier, so no class can be followed back; use another --method, "
+            "or where it has a text tower --labels"
+        )
     if asked is None:
         with torch.inference_mode():
             best = int(model(pixels_BCHW).argmax())

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minivit.cli.bulk import Stdout, add_bulk_options, answer_inputs, batch_size, choose_path
 from minivit.cli.console import (
     add_hub_options,
     add_model_option,
     add_run_options,
-    find_pictures,
-    load_model,
+    load_picture_model,
     positive,
     printable,
     say,
 )
+from minivit.cli.inputs import add_input_options, check_inputs
+from minivit.cli.texts import add_label_options
+from minivit.errors import UsageError
 
 if TYPE_CHECKING:
-    from minivit.predict import Classified
-
-SCHEMA = 1  # of the JSON records; a field is only ever added under the same number
+    from minivit.journal import Known
 
 
 def add_parser(commands: Any) -> None:
@@ -33,10 +35,8 @@ def add_parser(commands: Any) -> None:
         description="Print the most likely labels of pictures, in the order given. A picture that cannot be read "
         "becomes an error, the others go on, and the exit code is 3.",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder, pattern, or - for standard input")
+    add_input_options(parser)
     parser.add_argument("-k", "--top-k", type=positive, default=5, metavar="K", help="labels for each picture (5)")
-    parser.add_argument("-b", "--batch-size", type=positive, default=1, metavar="B", help="pictures at once (1)")
-    parser.add_argument("-r", "--recursive", action="store_true", help="look into folders of folders")
     form = parser.add_mutually_exclusive_group()
     for name, text in (
         ("json", "one JSON array"),
@@ -44,6 +44,9 @@ def add_parser(commands: Any) -> None:
         ("csv", "a row for each label"),
     ):
         form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=f"write {text}")
+    add_label_options(parser)
+    parser.add_argument("-o", "--out", metavar="FILE", help="write there; .jsonl, .json and .csv choose the form, too")
+    add_bulk_options(parser)
     add_model_option(parser)
     add_hub_options(parser)
     add_run_options(parser)
@@ -51,86 +54,106 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from minivit.predict import iter_classify
+    from minivit.fast import optimize
+    from minivit.journal import Journal
+    from minivit.predict import classifier
+    from minivit.records import constants
 
-    if args.images.count("-") > 1 or ("-" in args.images and sys.stdin.isatty()):
-        say("- reads one picture from standard input: pipe it in, and name it once")
-        return 2
-    model = load_model(args)
+    check_inputs(args)
+    suffix = Path(args.out).suffix[1:] if args.out else ""
+    form = args.form or (suffix if suffix in WRITERS else "text")
+    if args.resume and not (args.out and form == "jsonl"):
+        raise UsageError("--resume continues a file of JSON lines: name it with -o FILE.jsonl")
+    model = load_picture_model(args)
     if model.config.classes and not model.labels:
         say(f"{model.name} names no classes; the numbers are the outputs of its head")
-    constant = {"model": model.name, "revision": model.revision, "device": str(model.patch_embed.weight.device)}
-    names: list[str] = []
-
-    def pictures() -> Iterator[Any]:
-        for name, picture in find_pictures(args.images, recursive=args.recursive):
-            names.append(name)
-            yield picture
-
-    results = iter_classify(pictures(), model=model, top_k=args.top_k, batch_size=args.batch_size)
-    records = (record(names[i], result, constant) for i, result in enumerate(results))
-    failed = 0
-    for item in WRITERS[args.form](records):
-        failed += "error" in item
-    return 3 if failed else 0
+    found, fast = choose_path(args, model)
+    settings = {"dtype": args.dtype, "batch_size": batch_size(args, model), "fast": fast, "top_k": args.top_k}
+    journalled = bool(args.out) and form == "jsonl"
+    constant = constants(model, **settings) if journalled else constants(model)
+    model = optimize(model) if fast else model
+    answer = classifier(model, args.top_k)
+    sink = Journal(args.out, constant, resume=args.resume) if journalled else WRITERS[form](Stdout(args.out))
+    return answer_inputs(args, model, found, answer, constant, sink)
 
 
-def record(path: str, result: Classified, constant: dict[str, Any]) -> dict[str, Any]:
-    """One picture as a JSON record of SCHEMA, scores unrounded."""
-    if result.error:
-        # The message names the file it was given, which for standard input is no name.
-        message = str(result.error).replace("the picture:", f"{path}:", 1)
-        outcome: dict[str, Any] = {"error": {"code": result.error.code, "message": message}}
-    else:
-        outcome = {"top": [{"index": p.index, "label": p.label, "score": p.score} for p in result.top]}
-    warnings = {"warnings": result.warnings} if result.warnings else {}
-    return {"schema": SCHEMA, "path": path, **outcome, **constant, **warnings}
+# A writer passes each record on as soon as it is ready, and as a whole.
 
 
-# A writer passes on what it has written, so that failures are counted in one place and each record
-# leaves as soon as it is ready.
+class TextWriter:
+    """For people; errors go to stderr."""
 
+    def __init__(self, out: Stdout):
+        self.out = out
 
-def write_text(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for item in records:
+    def known(self) -> Iterator[Known]:
+        """Nothing: only JSON lines are continued."""
+        yield from ()
+
+    def put(self, index: int, item: dict[str, Any]) -> None:
+        """Write one record."""
         if "error" in item:
             say(printable(item["error"]["message"]))
-        else:
-            notes = f"  ({'; '.join(item['warnings'])})" if "warnings" in item else ""
-            print(printable(item["path"]) + notes)
-            for p in item["top"]:
-                label = f"class {p['index']}" if p["label"] is None else f"{printable(p['label'])} ({p['index']})"
-                print(f"  {p['score']:.3f}  {label}", flush=True)
-        yield item
+            return
+        notes = f"  ({'; '.join(item['warnings'])})" if "warnings" in item else ""
+        lines = [printable(item["path"]) + notes]
+        for p in item["top"]:
+            label = f"class {p['index']}" if p["label"] is None else f"{printable(p['label'])} ({p['index']})"
+            lines.append(f"  {p['score']:.3f}  {label}")
+        self.out.write("\n".join(lines) + "\n")
+
+    def finish(self, total: int) -> None:
+        """All records have come."""
+
+    def close(self) -> None:
+        """No more come."""
+        self.out.close()
 
 
-def write_jsonl(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for item in records:
-        print(json.dumps(item), flush=True)
-        yield item
+class JsonLinesWriter(TextWriter):
+    """A record a line."""
+
+    def put(self, index: int, item: dict[str, Any]) -> None:
+        """Write one record."""
+        from minivit.journal import encode
+
+        self.out.write(encode(item))
 
 
-def write_json(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+class JsonWriter(TextWriter):
+    """One array, which an interruption closes, so that it stays valid."""
+
     separator = "["
-    try:
-        for item in records:
-            print(separator + json.dumps(item), end="", flush=True)
-            separator = ",\n "
-            yield item
-    finally:  # an interrupted array is closed and stays valid
-        print("[]" if separator == "[" else "]", flush=True)
+
+    def put(self, index: int, item: dict[str, Any]) -> None:
+        """Write one record."""
+        self.out.write(self.separator + json.dumps(item))
+        self.separator = ",\n "
+
+    def close(self) -> None:
+        """End the array."""
+        self.out.write("[]\n" if self.separator == "[" else "]\n")
+        super().close()
 
 
-def write_csv(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["path", "rank", "index", "label", "score", "error", "message"])
-    for item in records:
+class CsvWriter(TextWriter):
+    """A row for each label, one for an error."""
+
+    def __init__(self, out: Stdout):
+        super().__init__(out)
+        self._row("path", "rank", "index", "label", "score", "error", "message")
+
+    def put(self, index: int, item: dict[str, Any]) -> None:
+        """Write one record."""
         if "error" in item:
-            writer.writerow([item["path"], "", "", "", "", item["error"]["code"], item["error"]["message"]])
+            self._row(item["path"], "", "", "", "", item["error"]["code"], item["error"]["message"])
         for rank, p in enumerate(item.get("top", []), start=1):
-            writer.writerow([item["path"], rank, p["index"], p["label"], repr(p["score"]), "", ""])
-        sys.stdout.flush()
-        yield item
+            self._row(item["path"], rank, p["index"], p["label"], repr(p["score"]), "", "")
+
+    def _row(self, *values: Any) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(values)
+        self.out.write(text.getvalue())
 
 
-WRITERS = {None: write_text, "json": write_json, "jsonl": write_jsonl, "csv": write_csv}
+WRITERS = {"text": TextWriter, "json": JsonWriter, "jsonl": JsonLinesWriter, "csv": CsvWriter}

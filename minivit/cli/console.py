@@ -1,15 +1,12 @@
-"""What the commands share: talk on stderr, the options that choose a model, pictures from arguments."""
+"""What the commands share: talk on stderr, the options that choose a model."""
 
 from __future__ import annotations
 
 import argparse
-import glob
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from minivit.errors import ModelUnavailableError, UsageError
 
@@ -84,6 +81,37 @@ def go_offline() -> None:
 
 
 def load_model(args: argparse.Namespace) -> ViT:
+    """The ViT the options ask for: of two towers, the image tower; else as `load_any`.
+
+    Raises:
+        UsageError: a Swin, for commands that read the tokens of a ViT.
+    """
+    from minivit.swin import Swin
+
+    model = load_picture_model(args)
+    if isinstance(model, Swin):
+        raise UsageError(
+            f"{args.model}: is a Swin, whose tokens see only their window and merge from stage to stage; this command "
+            "reads a plain ViT. Swin is for classify, embed, eval, info, verify, and attention --method raw"
+        )
+    return model
+
+
+def load_picture_model(args: argparse.Namespace) -> Any:
+    """The model that reads pictures, a ViT or a Swin: of two towers, the image tower; else as `load_any`.
+
+    Where the command takes --labels and they were given, their texts are its classes.
+    """
+    from minivit.cli.texts import load_zero_shot
+    from minivit.clip import CLIP
+
+    if (zero_shot := load_zero_shot(args)) is not None:
+        return zero_shot
+    model = load_any(args)
+    return model.image if isinstance(model, CLIP) else model
+
+
+def load_any(args: argparse.Namespace) -> Any:
     """The model the options ask for; `auto` may fall back to the bundled one, and says so."""
     import torch
 
@@ -123,33 +151,3 @@ def pick_device(name: str) -> str:
     if not there.get(kind) or (kind == "cuda" and index is not None and index >= torch.cuda.device_count()):
         raise UsageError(f"--device {name}: not available on this machine; use --device cpu or auto")
     return name
-
-
-def find_pictures(arguments: list[str], *, recursive: bool) -> Iterator[tuple[str, str | BytesIO]]:
-    """(name, picture) for every picture the arguments name, in their order, folders sorted by name.
-
-    A file named outright is tried whatever it is; of a folder, those with a picture's suffix. A
-    pattern is expanded when no file has that very name. A name that finds nothing is passed on,
-    so that it becomes an error record. "-" is one picture on standard input.
-    """
-    from minivit.preprocess import IMAGE_SUFFIXES
-
-    for argument in arguments:
-        if argument == "-":
-            yield "-", BytesIO(sys.stdin.buffer.read())
-        elif os.path.isdir(argument):
-            found = list(_walk(Path(argument), recursive, IMAGE_SUFFIXES))
-            if not found:
-                hint = "" if recursive else "; --recursive looks into its folders"
-                say(f"{printable(argument)}: no pictures in this folder{hint}")
-            yield from ((path, path) for path in found)
-        elif not os.path.exists(argument) and glob.has_magic(argument):
-            yield from ((path, path) for path in sorted(glob.glob(argument, recursive=True)) or [argument])
-        else:
-            yield argument, argument
-
-
-def _walk(folder: Path, recursive: bool, suffixes: frozenset[str]) -> Iterator[str]:
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(folders) if recursive else []
-        yield from (os.path.join(root, file) for file in sorted(files) if Path(file).suffix.lower() in suffixes)

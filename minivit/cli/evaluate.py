@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minivit.cli.console import add_hub_options, add_run_options, load_model, positive, printable
+from minivit.cli.console import add_hub_options, add_run_options, load_picture_model, positive, printable
 
 
 def add_parser(commands: Any) -> None:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from minivit.viz.charts import confusion_chart
 
     photos = find_photos(args.data)
-    model = load_model(args)
+    model = load_picture_model(args)
 
     def report(done: int) -> None:
         if sys.stderr.isatty():

@@ -13,12 +13,12 @@ from minivit.cli.console import (
     add_hub_options,
     add_model_option,
     add_run_options,
-    find_pictures,
     load_model,
     positive,
     printable,
     say,
 )
+from minivit.cli.inputs import find_pictures
 from minivit.cli.picture import check_suffix, open_photo, pixels_for, say_notes, whole, writing
 from minivit.errors import ImageError, UsageError
 

@@ -34,6 +34,7 @@ from minivit.study.relevance import (
 )
 from minivit.study.tokens import norms, patch_filters, pca, position_similarity, similarity
 from minivit.study.trace import Trace, trace
+from minivit.study.windows import WindowProbs, window_attention, window_map
 
 __all__ = [
     "ALIASES",
@@ -44,6 +45,7 @@ __all__ = [
     "Exploration",
     "Row",
     "Trace",
+    "WindowProbs",
     "ablate",
     "agreement",
     "attention_distance",
@@ -92,4 +94,6 @@ __all__ = [
     "survives",
     "to_alias",
     "trace",
+    "window_attention",
+    "window_map",
 ]

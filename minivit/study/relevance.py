@@ -274,6 +274,9 @@ def _start(config: ViTConfig, layout: TokenLayout, query: Query | None, like_BAN
 
 
 def _check_head(model: ViT) -> None:
+    if not isinstance(model, ViT):
+        kind = type(model).__name__
+        raise UsageError(f"no class is followed back through a {kind}; a minivit ViT, or CLIP.zero_shot, has a way")
     if not model.config.classes:
         raise UsageError("the model has no head, so no class can be followed back; look at attention or rollout")
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from minivit.attention import Attend, attend_sdpa
-from minivit.model import ViT
 from minivit.weights import convert
 from minivit.weights.files import BUNDLED, find
 from minivit.weights.save import save
@@ -24,8 +23,11 @@ def load(
     attend: Attend | None = None,
     revision: str | None = None,
     family: str | None = None,
-) -> ViT:
-    """A published or saved checkpoint as a ViT, with its labels and its preprocessing.
+) -> Any:
+    """A published or saved checkpoint as a model, with its labels and its preprocessing.
+
+    What it is says config.json's model_type: a `ViT`, or of "clip" and "siglip", which have two towers, a `CLIP`.
+    With family="clip_vision_model" or "siglip_vision_model" their image tower alone, a ViT; the texts are not read.
 
     Args:
         id_or_path: hub id ("google/vit-base-patch16-224", "timm/vit_base_patch16_224.augreg_in21k_ft_in1k"),
@@ -38,7 +40,7 @@ def load(
             without config.json needs it: "facebook", "jax", "torchvision/vit_b_16", "timm/vit_base_patch16_224".
 
     Returns:
-        The model in eval mode, with .config, .image_spec, .labels, .name and .revision.
+        The model in eval mode, with .config, .image_spec, .name and .revision; a ViT with .labels.
 
     Raises:
         ModelUnavailableError: no such path, not on the hub, gated, or offline and not cached.

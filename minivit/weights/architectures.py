@@ -199,13 +199,48 @@ TIMM_ARCHITECTURES: dict[str, dict] = {
     ),
 }
 
-# torchvision's models and weights: torchvision/models/vision_transformer.py. Keys as in transformers' config.json.
+# timm's SwinTransformer (timm/models/swin_transformer.py), as above.
+TIMM_SWIN_DEFAULTS: dict = {
+    "img_size": 224,
+    "patch_size": 4,
+    "in_chans": 3,
+    "num_classes": None,  # as many as the file's head has
+    "global_pool": "avg",
+    "embed_dim": 96,
+    "depths": (2, 2, 6, 2),
+    "num_heads": (3, 6, 12, 24),
+    "window_size": 7,
+    "mlp_ratio": 4.0,
+    "qkv_bias": True,
+    "dynamic_img_size": False,
+}
+_SWIN_S = {"depths": (2, 2, 18, 2)}
+_SWIN_B = {**_SWIN_S, "embed_dim": 128, "num_heads": (4, 8, 16, 32)}
+_SWIN_L = {**_SWIN_S, "embed_dim": 192, "num_heads": (6, 12, 24, 48)}
+_12_384 = {"window_size": 12, "img_size": 384}
+TIMM_SWINS: dict[str, dict] = {
+    "swin_tiny_patch4_window7_224": {},
+    "swin_small_patch4_window7_224": _SWIN_S,
+    "swin_base_patch4_window7_224": _SWIN_B,
+    "swin_base_patch4_window12_384": {**_SWIN_B, **_12_384},
+    "swin_large_patch4_window7_224": _SWIN_L,
+    "swin_large_patch4_window12_384": {**_SWIN_L, **_12_384},
+    "swin_s3_tiny_224": {"window_size": (7, 7, 14, 7)},
+    "swin_s3_small_224": {"window_size": (14, 14, 14, 7), **_SWIN_S},
+    "swin_s3_base_224": {"window_size": (7, 7, 14, 7), "depths": (2, 2, 30, 2)},
+}
+
+# torchvision's models and weights: torchvision/models/vision_transformer.py and swin_transformer.py. Keys as in
+# transformers' config.json.
 TORCHVISION_SIZES: dict[str, dict] = {
     "vit_b_16": {"patch_size": 16, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     "vit_b_32": {"patch_size": 32, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     "vit_l_16": {"patch_size": 16, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
     "vit_l_32": {"patch_size": 32, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
     "vit_h_14": {"patch_size": 14, "hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16},
+    "swin_t": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]},
+    "swin_s": {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24]},
+    "swin_b": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]},
 }
 
 # Of each model, the weights by their enum name, torchvision's DEFAULT first: file, size of the picture, shorter
@@ -229,4 +264,7 @@ TORCHVISION_WEIGHTS: dict[str, dict[str, tuple[str, int, int, int]]] = {
         "IMAGENET1K_SWAG_E2E_V1": ("vit_h_14_swag-80465313.pth", 518, 518, 3),
         "IMAGENET1K_SWAG_LINEAR_V1": ("vit_h_14_lc_swag-c1eb923e.pth", 224, 224, 3),
     },
+    "swin_t": {"IMAGENET1K_V1": ("swin_t-704ceda3.pth", 224, 232, 3)},
+    "swin_s": {"IMAGENET1K_V1": ("swin_s-5e29d889.pth", 224, 246, 3)},
+    "swin_b": {"IMAGENET1K_V1": ("swin_b-68c6b09e.pth", 224, 238, 3)},
 }

@@ -24,7 +24,10 @@ _DINO = "arXiv:2104.14294, linear"
 _DINOV2 = "arXiv:2304.07193, linear"
 _REGISTERS = "dinov2 README, linear"
 _FEATURES = "features; no published head"
-_ZERO_SHOT = "pictures and texts; image tower"
+_ZERO_SHOT = "pictures and texts, any labels"
+_SWIN = "arXiv:2103.14030, table 1 (a)"
+_SWIN_22K = "arXiv:2103.14030, table 1 (b)"
+_TOWER = "image tower; no published head"
 # torchvision states a licence for its code, none for the weights it trained.
 _BSD = "bsd-3-clause (code)"
 _APACHE, _SWAG, _DINO3 = "apache-2.0", "cc-by-nc-4.0", "dinov3-license"
@@ -65,7 +68,14 @@ CATALOG = (
     Published("clip", "openai/clip-vit-base-patch32", "B/32", 224, "mit", None, _ZERO_SHOT),
     Published("clip", "openai/clip-vit-base-patch16", "B/16", 224, "mit", None, _ZERO_SHOT),
     Published("clip", "openai/clip-vit-large-patch14", "L/14", 224, "mit", None, _ZERO_SHOT),
+    Published("clip", "openai/clip-vit-large-patch14-336", "L/14", 336, "mit", None, _ZERO_SHOT),
     Published("siglip", "google/siglip-base-patch16-224", "B/16", 224, _APACHE, None, _ZERO_SHOT),
+    Published("siglip", "google/siglip-base-patch16-256", "B/16", 256, _APACHE, None, _ZERO_SHOT),
+    Published("siglip", "google/siglip-base-patch16-384", "B/16", 384, _APACHE, None, _ZERO_SHOT),
+    Published("siglip", "google/siglip-base-patch16-512", "B/16", 512, _APACHE, None, _ZERO_SHOT),
+    Published("siglip", "google/siglip-large-patch16-256", "L/16", 256, _APACHE, None, _ZERO_SHOT),
+    Published("siglip", "google/siglip-large-patch16-384", "L/16", 384, _APACHE, None, _ZERO_SHOT),
+    Published("siglip", "google/siglip-so400m-patch14-224", "So400m/14", 224, _APACHE, None, _ZERO_SHOT),
     Published("torchvision", "torchvision/vit_b_16", "B/16", 224, _BSD, 81.072, _TORCHVISION),
     Published("torchvision", "torchvision/vit_b_16.IMAGENET1K_SWAG_E2E_V1", "B/16", 384, _SWAG, 85.304, _TORCHVISION),
     Published(
@@ -92,8 +102,19 @@ CATALOG = (
     Published("timm", "timm/deit_tiny_patch16_224.fb_in1k", "Ti/16", 224, _APACHE, 72.190, _TIMM),
     Published("timm", "timm/deit_base_distilled_patch16_224.fb_in1k", "B/16", 224, _APACHE, 83.384, _TIMM),
     Published("timm", "timm/vit_small_patch14_reg4_dinov2.lvd142m", "S/14", 518, _APACHE, None, _FEATURES),
-    Published("timm", "timm/vit_base_patch16_clip_quickgelu_224.openai", "B/16", 224, "mit", None, _ZERO_SHOT),
-    Published("timm", "timm/vit_base_patch16_siglip_224.webli", "B/16", 224, _APACHE, None, _ZERO_SHOT),
+    Published("timm", "timm/vit_base_patch16_clip_quickgelu_224.openai", "B/16", 224, "mit", None, _TOWER),
+    Published("timm", "timm/vit_base_patch16_siglip_224.webli", "B/16", 224, _APACHE, None, _TOWER),
+    Published("open_clip_timm", "timm/ViT-B-16-SigLIP", "B/16", 224, _APACHE, None, _ZERO_SHOT),
+    Published("swin", "microsoft/swin-tiny-patch4-window7-224", "Swin-T", 224, _APACHE, 81.2, _SWIN),
+    Published("swin", "microsoft/swin-small-patch4-window7-224", "Swin-S", 224, _APACHE, 83.2, _SWIN),
+    Published("swin", "microsoft/swin-base-patch4-window7-224", "Swin-B", 224, _APACHE, 83.5, _SWIN),
+    Published("swin", "microsoft/swin-base-patch4-window12-384", "Swin-B", 384, _APACHE, 84.5, _SWIN),
+    Published("swin", "microsoft/swin-large-patch4-window7-224", "Swin-L", 224, _APACHE, 86.3, _SWIN_22K),
+    Published("swin", "microsoft/swin-large-patch4-window12-384", "Swin-L", 384, _APACHE, 87.3, _SWIN_22K),
+    Published("torchvision_swin", "torchvision/swin_t", "Swin-T", 224, _BSD, 81.474, _TORCHVISION),
+    Published("torchvision_swin", "torchvision/swin_s", "Swin-S", 224, _BSD, 83.196, _TORCHVISION),
+    Published("torchvision_swin", "torchvision/swin_b", "Swin-B", 224, _BSD, 83.582, _TORCHVISION),
+    Published("timm_swin", "timm/swin_tiny_patch4_window7_224.ms_in1k", "Swin-T", 224, "mit", 81.388, _TIMM),
     Published("facebook", "dino_deitsmall16_pretrain.pth", "S/16", 224, _APACHE, 77.0, _DINO),
     Published("facebook", "dinov2_vits14_pretrain.pth", "S/14", 224, _APACHE, 81.1, _DINOV2),
     Published("jax", "ViT-B_16.npz", "B/16", 224, _APACHE, None, "gs://vit_models, any of its files"),

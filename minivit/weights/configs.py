@@ -8,26 +8,36 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minivit.config import RESAMPLES, ImageSpec, ViTConfig
+from minivit.config import RESAMPLES, CLIPConfig, ImageSpec, SwinConfig, TextConfig, ViTConfig
 from minivit.errors import CheckpointError, UsageError
-from minivit.weights.architectures import TIMM_ARCHITECTURES, TIMM_DEFAULTS, TIMM_TRAINING
+from minivit.weights.architectures import (
+    TIMM_ARCHITECTURES,
+    TIMM_DEFAULTS,
+    TIMM_SWIN_DEFAULTS,
+    TIMM_SWINS,
+    TIMM_TRAINING,
+)
 from minivit.weights.files import Source, imagenet_labels
 from minivit.weights.tables import PROCESSORS, Kind, Table
 
 Shapes = Mapping[str, tuple[int, ...]]  # source name without prefix -> shape
+Config = ViTConfig | TextConfig | CLIPConfig | SwinConfig
 
 
-def read_config(source: Source, table: Table, shapes: Shapes) -> tuple[ViTConfig, Kind]:
-    """config.json as a ViTConfig; `shapes` tells which optional parts the file has.
+def read_config(source: Source, table: Table, shapes: Shapes) -> tuple[Config, Kind]:
+    """config.json as the configuration of its table; `shapes` tells which optional parts the file has.
 
     Raises:
         CheckpointError: a value this model cannot honour.
     """
-    given = source.config
-    section = given.get(table.section) if table.section else None
-    if isinstance(section, dict):
-        # The size of the shared space stands beside both towers, everything else inside the image tower.
-        given = {**section, **{key: given[key] for key in ("projection_dim", "architectures") if key in given}}
+    if table.towers:
+        kind = _kind(source, table, shapes)
+        towers = {name: read_config(source, tower, shapes)[0] for name, tower in table.towers.items()}
+        try:
+            return table.config(**table.constants, **towers), kind
+        except UsageError as error:
+            raise CheckpointError(f"{source.name}: config.json makes no pair of towers: {error}") from None
+    given = _section(source.config, table)
 
     def refuse(key: str, why: str) -> CheckpointError:
         return CheckpointError(f"{source.name}: config.json has {key} = {given.get(key)!r}; {why}")
@@ -60,14 +70,29 @@ def read_config(source: Source, table: Table, shapes: Shapes) -> tuple[ViTConfig
     try:
         derived = DERIVED[table.derived](given, shapes) if table.derived else {}
         values = {**table.constants, **values, **derived, **kind.values}
-        values.setdefault("classes", _classes(given, kind, shapes) if kind.head else 0)
-        # A pooler beside a head is not used by the reference either; without a head it is the output.
-        values.setdefault("pooler", not values["classes"] and _has(shapes, table.pooler))
-        return ViTConfig(**values), kind
+        if table.config in (ViTConfig, SwinConfig):
+            values.setdefault("classes", _classes(given, kind, shapes) if kind.head else 0)
+        if table.config is ViTConfig:
+            # A pooler beside a head is not used by the reference either; without a head it is the output.
+            values.setdefault("pooler", not values["classes"] and _has(shapes, table.pooler))
+        return table.config(**values), kind
     except CheckpointError:
         raise
     except (UsageError, TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{source.name}: config.json makes no ViT: {error}") from None
+        raise CheckpointError(f"{source.name}: config.json makes no {table.makes}: {error}") from None
+
+
+def _section(given: dict, table: Table) -> dict:
+    """What config.json says of one tower, where it describes two; else all of it."""
+    if not table.section:
+        return given
+    # Old files say it a second time under another name, and that is what counts (transformers' CLIPConfig).
+    section = given.get(f"{table.section}_dict") or given.get(table.section)
+    if not isinstance(section, dict):
+        return given
+    # The size of the shared space stands beside both towers, nearly everything else inside each.
+    shared = ("projection_dim", "architectures", "embed_dim", "quick_gelu")
+    return {**section, **{key: given[key] for key in shared if key in given}}
 
 
 def _is_like(value: object, default: object) -> bool:
@@ -119,6 +144,16 @@ def _dinov3(given: dict, shapes: Shapes) -> dict[str, Any]:
     return {"mlp": "swiglu" if given.get("use_gated_mlp", False) else "plain"}
 
 
+def _clip_text(given: dict, shapes: Shapes) -> dict[str, Any]:
+    """Old files call the token that ends a text 2, and mean the greatest id (see TextTower.pool)."""
+    return {"pooling": "argmax" if given.get("eos_token_id", 49407) == 2 else "end"}
+
+
+def _siglip_text(given: dict, shapes: Shapes) -> dict[str, Any]:
+    size = given.get("projection_size")
+    return {"projection": given.get("hidden_size", 768) if size is None else size}
+
+
 def _timm(given: dict, shapes: Shapes) -> dict[str, Any]:
     """timm's `architecture` with its `model_args` and `pretrained_cfg`, in the vocabulary of VisionTransformer."""
     name = given.get("architecture")
@@ -166,6 +201,110 @@ def _timm(given: dict, shapes: Shapes) -> dict[str, Any]:
         "norm_pre": args["pre_norm"],
         "norm": "pooled" if (averaged if args["fc_norm"] is None else args["fc_norm"]) else "tokens",
         "pooling": "cls&dist" if args["distilled"] else _TIMM_POOLINGS[args["global_pool"]],
+    }
+
+
+def _swin(given: dict, shapes: Shapes) -> dict[str, Any]:
+    """The stages of a Swin, in the words of transformers' SwinConfig."""
+    depths, heads = given.get("depths", [2, 2, 6, 2]), given.get("num_heads", [3, 6, 12, 24])
+    window = given.get("window_size", 7)
+    for name, value in (("depths", depths), ("num_heads", heads)):
+        if not isinstance(value, list) or not all(type(number) is int for number in value):
+            raise ValueError(f"{name} is {value!r}; expected a list of whole numbers")
+    if type(window) is not int:
+        raise ValueError(f"window_size is {window!r}; expected a whole number")
+    if sum(depths) > len(shapes):
+        raise ValueError(f"depths is {depths}; the weights have only {len(shapes)} tensors")
+    return {"depths": tuple(depths), "heads": tuple(heads), "window": (window,) * len(depths)}
+
+
+def _timm_swin(given: dict, shapes: Shapes) -> dict[str, Any]:
+    """timm's `architecture` with its `model_args` and `pretrained_cfg`, in the vocabulary of SwinTransformer."""
+    pretrained, overrides = given.get("pretrained_cfg") or {}, given.get("model_args") or {}
+    args = {**TIMM_SWIN_DEFAULTS, **TIMM_SWINS[given["architecture"]]}
+    if "input_size" in pretrained:
+        args["in_chans"], *args["img_size"] = pretrained["input_size"]
+    args.update({key: given[key] for key in ("num_classes", "global_pool") if key in given})
+    args.update({key: value for key, value in overrides.items() if key not in TIMM_TRAINING})
+    unknown = {key: value for key, value in args.items() if key not in TIMM_SWIN_DEFAULTS and value}
+    if args["global_pool"] != "avg" or unknown:
+        shown = unknown or {"global_pool": args["global_pool"]}
+        raise ValueError(f"there is no switch for timm's {', '.join(f'{k}={v!r}' for k, v in shown.items())}")
+    size, window, depths = args["img_size"], args["window_size"], tuple(args["depths"])
+    classes = args["num_classes"]
+    if sum(depths) > len(shapes):
+        raise ValueError(f"depths is {depths}; the weights have only {len(shapes)} tensors")
+    return {
+        "image_size": (size, size) if isinstance(size, int) else tuple(size),
+        "patch_size": args["patch_size"],
+        "channels": args["in_chans"],
+        "width": args["embed_dim"],
+        "depths": depths,
+        "heads": tuple(args["num_heads"]),
+        "window": (window,) * len(depths) if isinstance(window, int) else tuple(window),
+        "mlp_ratio": args["mlp_ratio"],
+        "qkv_bias": args["qkv_bias"],
+        "any_size": args["dynamic_img_size"],
+        "classes": shapes.get("head.fc.weight", (0,))[0] if classes is None else classes,
+    }
+
+
+# What of open_clip's CLIPVisionCfg and CLIPTextCfg is read, or changes nothing at inference.
+_OPEN_CLIP_KEYS = frozenset(
+    {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "context_length", "vocab_size", "heads"}
+    | {"norm_kwargs", "act_kwargs", "pool_type", "no_causal_mask", "proj_bias", "embed_dim", "quick_gelu"}
+    | {"timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "hf_tokenizer_name", "tokenizer_kwargs"}
+    | {"patch_dropout", "timm_drop", "timm_drop_path"}
+)
+
+
+def _open_clip_block(given: dict, width: int, heads: int) -> dict[str, Any]:
+    """What either tower of open_clip says of its blocks."""
+    unknown = {key: value for key, value in given.items() if key not in _OPEN_CLIP_KEYS and value}
+    tanh = (given.get("act_kwargs") or {}).get("approximate") == "tanh"
+    if unknown:
+        raise ValueError(f"there is no switch for open_clip's {', '.join(f'{k}={v!r}' for k, v in unknown.items())}")
+    return {
+        "width": width,
+        "depth": given.get("layers", 12),
+        "heads": heads,
+        "mlp_width": int(width * given.get("mlp_ratio", 4.0)),
+        "eps": (given.get("norm_kwargs") or {}).get("eps", 1e-5),
+        "activation": "quick_gelu" if given.get("quick_gelu") else "gelu_tanh" if tanh else "gelu",
+    }
+
+
+def _open_clip_image(given: dict, shapes: Shapes) -> dict[str, Any]:
+    size, width = given.get("image_size", 224), given.get("width", 768)
+    return {
+        **_open_clip_block(given, width, width // given.get("head_width", 64)),
+        "image_size": (size, size) if isinstance(size, int) else tuple(size),
+        "patch_size": given.get("patch_size", 16),
+        "projection": given["embed_dim"],
+    }
+
+
+def _open_clip_trunk(given: dict, shapes: Shapes) -> dict[str, Any]:
+    """An image tower of timm: its name, and its answer as it comes out of its pooling."""
+    if (given.get("timm_pool"), given.get("timm_proj")) != ("map", "none"):
+        raise ValueError("only timm_pool 'map' with timm_proj 'none' is known")
+    size = given.get("image_size", 224)
+    named = {"architecture": given.get("timm_model_name"), "model_args": {"img_size": size}, "num_classes": 0}
+    return _timm(named, shapes)
+
+
+def _open_clip_text(given: dict, shapes: Shapes) -> dict[str, Any]:
+    pooling = given.get("pool_type", "argmax")
+    if pooling not in ("argmax", "last"):
+        raise ValueError(f"pool_type is {pooling!r}; known are argmax and last")
+    return {
+        **_open_clip_block(given, given.get("width", 512), given.get("heads", 8)),
+        "vocabulary": given.get("vocab_size", 49408),
+        "context": given.get("context_length", 77),
+        "causal": not given.get("no_causal_mask", False),
+        "pooling": pooling,
+        "projection": given["embed_dim"],
+        "projection_bias": given.get("proj_bias", False),
     }
 
 
@@ -221,7 +360,14 @@ def _depth(shapes: Shapes, pattern: str) -> int:
 DERIVED: dict[str, Callable[[dict, Shapes], dict[str, Any]]] = {
     "dinov2": _dinov2,
     "dinov3": _dinov3,
+    "clip_text": _clip_text,
+    "siglip_text": _siglip_text,
+    "open_clip_image": _open_clip_image,
+    "open_clip_trunk": _open_clip_trunk,
+    "open_clip_text": _open_clip_text,
     "timm": _timm,
+    "swin": _swin,
+    "timm_swin": _timm_swin,
     "facebook": _facebook,
     "jax": _jax,
 }
@@ -267,12 +413,19 @@ def _timm_labels(config: dict, classes: int) -> dict[int, str] | None:
     return {index: described.get(name, name) for index, name in enumerate(names)}
 
 
-def find_preprocessor(source: Source, table: Table, config: ViTConfig) -> tuple[dict | None, str]:
+def find_preprocessor(source: Source, table: Table, config: ViTConfig | SwinConfig) -> tuple[dict | None, str]:
     """The contents of preprocessor_config.json and where they are from: the file, pretrained_cfg, or the family."""
     if source.preprocessor is not None:
         return source.preprocessor, "preprocessor_config.json"
     height, width = config.image_size
     pretrained = source.config.get("pretrained_cfg")
+    if isinstance(given := source.config.get("preprocess_cfg"), dict):
+        # open_clip's words for what timm says in others; its mean and std are OpenAI's where it names none.
+        mode = {"shortest": "center", "squash": "squash"}.get(given.get("resize_mode") or "shortest", "longest")
+        means = {"mean": PROCESSORS["CLIP"]["image_mean"], "std": PROCESSORS["CLIP"]["image_std"]}
+        stated = {key: given[key] for key in ("mean", "std", "interpolation") if key in given}
+        words = {**means, **stated, "crop_pct": 1.0, "crop_mode": mode}
+        return _timm_preprocessor(words, height, width), "open_clip_config.json"
     if isinstance(pretrained, dict):
         return _timm_preprocessor(pretrained, height, width), "config.json's pretrained_cfg"
     if table.assumed and "size" in table.assumed and table.assumed["size"] is None:

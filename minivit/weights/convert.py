@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -12,10 +13,15 @@ import torch
 from torch import Tensor
 
 from minivit.attention import Attend, attend_sdpa
+from minivit.clip import CLIP
+from minivit.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
 from minivit.errors import CheckpointError, UsageError
 from minivit.model import ViT
+from minivit.swin import Swin
+from minivit.tokenizer import Tokenizer
+from minivit.weights.architectures import TIMM_SWINS
 from minivit.weights.configs import find_preprocessor, listed, read_config, read_image_spec, read_labels
-from minivit.weights.files import Source
+from minivit.weights.files import Source, find_beside
 from minivit.weights.operations import OPERATIONS
 from minivit.weights.shards import SHORT_DTYPE, Shards, first_line, load_pickle
 from minivit.weights.tables import FAMILIES, Kind, Row, Spelling, Table
@@ -37,10 +43,13 @@ def table_for(source: Source, family: str | None = None) -> Table:
         name = family.partition("/")[0]
         if name not in FAMILIES:
             raise UsageError(f"no family {name!r}; known are {', '.join(FAMILIES)}")
-        return FAMILIES[name]
+        if name in ("torchvision", "timm") and name != family:
+            family = None  # a model's name, of which `find` has made a config.json
+        else:
+            return FAMILIES[name]
     model_type = source.config.get("model_type")
     if model_type is None and "architecture" in source.config:
-        return FAMILIES["timm"]
+        return FAMILIES["timm_swin" if source.config["architecture"] in TIMM_SWINS else "timm"]
     for table in FAMILIES.values():
         if model_type in table.model_types:
             return table
@@ -48,6 +57,10 @@ def table_for(source: Source, family: str | None = None) -> Table:
     raise CheckpointError(
         f"{source.name}: config.json has model_type {model_type!r}; known are {known}, and timm's architecture"
     )
+
+
+Model = ViT | CLIP | Swin
+MODELS: dict[type, Callable[..., Model]] = {ViTConfig: ViT, CLIPConfig: CLIP, SwinConfig: Swin}
 
 
 class Assembly(NamedTuple):
@@ -63,7 +76,7 @@ class Checkpoint:
     """What a checkpoint is, from its configuration and the headers of its files, before any weight is read."""
 
     table: Table
-    model: ViT  # on the meta device: shapes without memory
+    model: Model  # on the meta device: shapes without memory
     plan: dict[str, Assembly] = field(default_factory=dict)  # parameter -> where it comes from
     missing: list[str] = field(default_factory=list)  # names the family's table asks for and no file has
     unexpected: list[str] = field(default_factory=list)  # names no row of the table asks for
@@ -104,13 +117,14 @@ def examine(source: Source, shards: Shards, attend: Attend = attend_sdpa, family
     config, kind = read_config(source, table, {short: shards.shapes[name] for short, name in names.items()})
     try:
         with torch.device("meta"):
-            model = ViT(config, attend)
+            model: Model = MODELS[type(config)](config, attend)
     except (RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"{source.name}: config.json makes no ViT: {first_line(error)}") from None
-    model.name, model.revision = source.name, source.revision
-    model.labels = read_labels(source, config.classes)
-    preprocessor, where = find_preprocessor(source, table, config)
-    model.image_spec = read_image_spec(preprocessor, source.name, table.processor, where) if preprocessor else None
+        raise CheckpointError(f"{source.name}: config.json makes no {table.makes}: {first_line(error)}") from None
+    seeing = model.image if isinstance(model, CLIP) else model
+    seeing.name, seeing.revision = source.name, source.revision
+    seeing.labels = read_labels(source, seeing.config.classes)
+    preprocessor, where = find_preprocessor(source, table, seeing.config)
+    seeing.image_spec = read_image_spec(preprocessor, source.name, table.processor, where) if preprocessor else None
     checkpoint = Checkpoint(table=table, model=model)
     _plan(checkpoint, kind, names, shards)
     return checkpoint
@@ -123,8 +137,8 @@ def build(
     device: str | torch.device,
     attend: Attend = attend_sdpa,
     family: str | None = None,
-) -> ViT:
-    """A ViT with the weights of a checkpoint, on `device`, in `dtype`.
+) -> Model:
+    """A model with the weights of a checkpoint, on `device`, in `dtype`.
 
     The model is made on the meta device and takes over the memory-mapped tensors, so nothing is
     initialised and nothing is held twice.
@@ -144,8 +158,23 @@ def build(
                 if _is_finite(stored):
                     raise CheckpointError(f"{name} is too large for {dtype}; load it as float32 or bfloat16")
                 raise CheckpointError(f"{name} holds NaN or infinity; the file is damaged")
-    checkpoint.model.load_state_dict(state, strict=True, assign=True)
-    return checkpoint.model.eval()
+    model = checkpoint.model
+    model.load_state_dict(state, strict=True, assign=True)
+    if isinstance(model, CLIP):
+        model.tokenizer = _tokenizer(source, model.config.text)
+    return model.eval()
+
+
+def _tokenizer(source: Source, config: TextConfig) -> Tokenizer | None:
+    """The checkpoint's own tokenizer, unread; None where it has none."""
+    path = find_beside(source, "tokenizer.json")
+    if path is None:
+        return None
+    find_beside(source, "tokenizer_config.json")
+    text = source.config.get("text_cfg") or {}
+    bare = (text.get("tokenizer_kwargs") or {}).get("clean") == "canonicalize"
+    whole = config.pooling == "last"
+    return Tokenizer(path, context=config.context, vocabulary=config.vocabulary, whole=whole, bare=bare)
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -157,7 +186,8 @@ def describe(source: Source, family: str | None = None) -> dict[str, Any]:
     with Shards(source) as shards:
         model = match(source, shards, family=family).model
         dtypes = sorted(set(shards.dtypes.values()))
-    layout = model.config.layout
+    seeing = model.image if isinstance(model, CLIP) else model
+    layout = seeing.config.layout
     return {
         "model": source.name,
         "revision": source.revision,
@@ -169,7 +199,7 @@ def describe(source: Source, family: str | None = None) -> dict[str, Any]:
             "dtypes": dtypes,
             "files": len(source.shards),
         },
-        "labels": list(model.labels.values()) if model.labels else None,
+        "labels": list(seeing.labels.values()) if seeing.labels else None,
         "preprocessing": str(model.image_spec) if model.image_spec else None,
     }
 
@@ -190,6 +220,7 @@ def verify(source: Source, family: str | None = None) -> dict[str, Any]:
     except CheckpointError as error:
         return {**facts, "error": str(error)}
     model = checkpoint.model
+    seeing = model.image if isinstance(model, CLIP) else model
     used = sum(part is not None for assembly in checkpoint.plan.values() for part in assembly.parts)
     found = "found" if source.preprocessor or "pretrained_cfg" in source.config else "assumed"
     return {
@@ -203,7 +234,7 @@ def verify(source: Source, family: str | None = None) -> dict[str, Any]:
         "missing": checkpoint.missing,
         "unexpected": checkpoint.unexpected,
         "mismatched": checkpoint.mismatched,
-        "head": {"outputs": model.config.classes, "labels": len(model.labels) if model.labels else 0},
+        "head": {"outputs": seeing.config.classes, "labels": len(seeing.labels) if seeing.labels else 0},
         "preprocessing": {"from": found if model.image_spec else "none", "steps": str(model.image_spec or "")},
     }
 
@@ -225,17 +256,27 @@ def rows_for(table: Table, kind: Kind, config: object) -> dict[str, Row]:
 
 def spellings(rows: dict[str, Row], target: str) -> list[Spelling]:
     """All spellings of a parameter in files of the family: the table's row, made concrete."""
-    number = re.search(r"\.(\d+)\.", target)
-    i = number[1] if number else ""
-    template = re.sub(r"\.\d+\.", ".{i}.", target, count=1)
+    numbers = [int(found) for found in re.findall(r"\.(\d+)(?=\.)", target)]
+    template = target
+    for letter in "ij"[: len(numbers)]:
+        template = re.sub(r"\.\d+\.", f".{{{letter}}}.", template, count=1)
+    i, j = (*numbers, 0, 0)[:2]
+    places = {"{i}": i, "{j}": j, "{i+1}": i + 1, "{2i+1}": 2 * i + 1, "{2i+2}": 2 * i + 2}
     stem, _, suffix = template.rpartition(".")
     row, ending = (rows[template], "") if template in rows else (rows[stem], f".{suffix}")
     result = []
     for given in row:
         spelling = given if isinstance(given, Spelling) else Spelling((given,) if isinstance(given, str) else given)
-        parts = tuple(part and part.replace("{i}", i) + ending for part in spelling.parts)
+        parts = tuple(part and _placed(part, places) + ending for part in spelling.parts)
         result.append(spelling._replace(parts=parts))
     return result
+
+
+def _placed(name: str, places: dict[str, int]) -> str:
+    """A name of a table with its numbers: {i} and what is counted from it."""
+    for place, number in places.items():
+        name = name.replace(place, str(number))
+    return name
 
 
 def assembly_of(spelling: Spelling, rows: int) -> Assembly:
@@ -248,6 +289,9 @@ def _plan(checkpoint: Checkpoint, kind: Kind, names: dict[str, str], shards: Sha
     """Find every parameter's tensors; each tensor is used once, and what does not fit is listed."""
     table, config = checkpoint.table, checkpoint.model.config
     rows = rows_for(table, kind, config)
+    # A, which the layouts of JAX keep as an axis; only plain ViTs have such files.
+    heads = config.heads if isinstance(config, ViTConfig) else 1
+    classes = config.classes if isinstance(config, ViTConfig) else 0
     left = set(names)
     used: Counter[int] = Counter()
     for target, parameter in checkpoint.model.named_parameters():
@@ -266,13 +310,13 @@ def _plan(checkpoint: Checkpoint, kind: Kind, names: dict[str, str], shards: Sha
             continue
         checkpoint.plan[target] = assembly._replace(parts=tuple(part and names[part] for part in assembly.parts))
         for part, share in zip(checkpoint.plan[target].parts, assembly.rows, strict=True):
-            expected = OPERATIONS[assembly.layout].file_shape((share, *parameter.shape[1:]), config.heads)
+            expected = OPERATIONS[assembly.layout].file_shape((share, *parameter.shape[1:]), heads)
             if part and shards.shapes[part] != expected:
                 checkpoint.mismatched.append(f"{part} is {list(shards.shapes[part])}, expected {list(expected)}")
             elif part and shards.dtypes[part] not in SHORT_DTYPE.values():
                 floats = "/".join(SHORT_DTYPE.values())
                 checkpoint.mismatched.append(f"{part} is {shards.dtypes[part]}, expected {floats}")
-    dropped = [*table.dropped, *([f"{table.pooler}.*"] if table.pooler and config.classes else [])]
+    dropped = [*table.dropped, *([f"{table.pooler}.*"] if table.pooler and classes else [])]
     checkpoint.unexpected = sorted(
         names[name] for name in left if not any(fnmatchcase(name, pattern) for pattern in dropped)
     )

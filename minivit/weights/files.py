@@ -17,6 +17,14 @@ BUNDLED = {"minivit/cifar10-vit": Path(__file__).parent.parent / "pretrained" / 
 # One of these holds the weights; safetensors first, so that a pickle is read only where nothing else is there.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
+# The same in repositories of open_clip, which describes both towers of a CLIP in a file of its own.
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -38,7 +46,8 @@ def find(id_or_path: str | os.PathLike[str], revision: str | None = None, family
             "torchvision/vit_b_16" or "torchvision/vit_b_16.IMAGENET1K_SWAG_E2E_V1".
         revision: branch, tag or commit of the hub.
         family: says what a weights file without a config.json is: "facebook", "jax", or with the
-            model's name "torchvision/vit_b_16" or "timm/vit_base_patch16_224".
+            model's name "torchvision/vit_b_16" or "timm/vit_base_patch16_224". "open_clip" and "open_clip_timm"
+            read open_clip_config.json, which is also read where there is no config.json.
 
     Raises:
         ModelUnavailableError: no such path or hub model, or no way to the hub; says what was tried.
@@ -60,7 +69,7 @@ def find(id_or_path: str | os.PathLike[str], revision: str | None = None, family
         # timm keeps the weights of both activations in the repository of the exact one; the name decides.
         source = _find_on_hub(name.replace("_clip_quickgelu_", "_clip_"), revision)
         return replace(source, name=name, config={**source.config, "architecture": model.partition(".")[0]})
-    return _find_on_hub(name, revision)
+    return _find_on_hub(name, revision, open_clip=_is_open_clip(family))
 
 
 def _is_hub_id(name: str) -> bool:
@@ -71,12 +80,18 @@ def _find_local(path: Path, name: str, family: str | None) -> Source:
     if not path.exists():
         raise ModelUnavailableError(f"{name}: no such file or folder, and not a hub id of the form owner/model")
     folder = path if path.is_dir() else path.parent
+    both = _is_open_clip(family) or not (folder / "config.json").is_file()
+    both = both and (folder / OPEN_CLIP_CONFIG).is_file()
     if path.is_dir():
-        weights = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+        expected = OPEN_CLIP_WEIGHTS if both else WEIGHTS
+        weights = next((folder / file for file in expected if (folder / file).is_file()), None)
         if weights is None:
-            raise CheckpointError(f"{name}: no weights in this folder; expected one of {', '.join(WEIGHTS)}")
+            raise CheckpointError(f"{name}: no weights in this folder; expected one of {', '.join(expected)}")
     else:
         weights = path
+    if both:
+        described = _open_clip_config(folder / OPEN_CLIP_CONFIG)
+        return Source(name=name, revision=None, config=described, preprocessor=None, shards=(weights,))
     config, preprocessor = folder / "config.json", folder / "preprocessor_config.json"
     named, assumed = _config_by_name(family)
     if not config.is_file() and named is None:
@@ -91,6 +106,20 @@ def _find_local(path: Path, name: str, family: str | None) -> Source:
         preprocessor=read_json(preprocessor) if preprocessor.is_file() else assumed,
         shards=tuple(folder / shard for shard in _shards(weights)),
     )
+
+
+def _is_open_clip(family: str | None) -> bool:
+    return (family or "").startswith("open_clip")
+
+
+def _open_clip_config(path: Path) -> dict:
+    """open_clip_config.json in the form of a config.json: with a model_type, and both towers at the top."""
+    given = read_json(path)
+    model = given.get("model_cfg")
+    if not isinstance(model, dict) or not all(isinstance(model.get(key), dict) for key in ("vision_cfg", "text_cfg")):
+        raise CheckpointError(f"{path}: no model_cfg with vision_cfg and text_cfg")
+    kind = "open_clip_timm" if model["vision_cfg"].get("timm_model_name") else "open_clip"
+    return {"model_type": kind, **model, "preprocess_cfg": given.get("preprocess_cfg") or {}}
 
 
 def _config_by_name(family: str | None) -> tuple[dict | None, dict | None]:
@@ -128,11 +157,12 @@ def _torchvision_config(model: str) -> tuple[dict, dict, str]:
         raise UsageError(f"torchvision/{model}: no weights {enum}; known are {', '.join(weights)}")
     file, size, edge, resample = weights[enum]
     sizes = architectures.TORCHVISION_SIZES[model]
+    vit = "hidden_size" in sizes
     config = {
-        "model_type": "torchvision",
+        "model_type": "torchvision" if vit else "torchvision_swin",
         **sizes,
         "image_size": size,
-        "intermediate_size": 4 * sizes["hidden_size"],
+        **({"intermediate_size": 4 * sizes["hidden_size"]} if vit else {}),
         "id2label": imagenet_labels(),
     }
     preprocessor = {
@@ -191,16 +221,24 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def _find_on_hub(repo: str, revision: str | None) -> Source:
+def _find_on_hub(repo: str, revision: str | None, *, open_clip: bool = False) -> Source:
     """The files through huggingface_hub, which honours its cache, token, HF_HUB_OFFLINE and HF_ENDPOINT.
 
     A file that is in the cache is used as it is, without asking the hub whether there is a newer one.
     """
-    config = _fetch(repo, "config.json", revision)
+    config = None if open_clip else _fetch(repo, "config.json", revision)
+    if config is None:
+        config, open_clip = _fetch(repo, OPEN_CLIP_CONFIG, revision), True
     if config is None:
         raise CheckpointError(f"{repo}: the repository has no config.json, so it is not a transformers checkpoint")
     # Every later file comes from the same commit, even if the branch moves meanwhile.
     commit = config.parent.name
+    if open_clip:
+        weights = _first(repo, OPEN_CLIP_WEIGHTS, commit)
+        if weights is None:
+            raise CheckpointError(f"{repo}: the repository has no weights; expected {', '.join(OPEN_CLIP_WEIGHTS)}")
+        described = _open_clip_config(config)
+        return Source(name=repo, revision=commit, config=described, preprocessor=None, shards=(weights,))
     weights = _first(repo, WEIGHTS, commit)
     if weights is None:
         raise CheckpointError(f"{repo}: the repository has no weights; expected one of {', '.join(WEIGHTS)}")
@@ -225,6 +263,18 @@ def _find_on_hub(repo: str, revision: str | None) -> Source:
         preprocessor=read_json(preprocessor) if preprocessor else None,
         shards=tuple(shards),
     )
+
+
+def find_beside(source: Source, file: str) -> Path | None:
+    """One more file of a checkpoint that was found, from its folder or its hub repository; None where it has none."""
+    path = source.shards[0].parent / file
+    if path.is_file() or source.revision is None:
+        return path if path.is_file() else None
+    try:
+        return _fetch(source.name, file, source.revision)
+    except ModelUnavailableError:
+        # As with preprocessor_config.json: the cache cannot tell what the repository does not have.
+        return None
 
 
 def _first(repo: str, files: tuple[str, ...], commit: str) -> Path | None:

@@ -31,6 +31,8 @@ OPERATIONS = {
     "same": Operation(lambda shape, heads: shape, lambda t: t, lambda t, heads: t),
     # (1, N, D) -> (N, D) and (1, 1, D) -> (D): leading axes of 1 left out
     "flat": Operation(lambda shape, heads: _squeezed(_squeezed(shape)), lambda t: t, lambda t, heads: _flat(t)),
+    # one number: (1) -> ()
+    "scalar": Operation(lambda shape, heads: (), lambda t: t.reshape(1), lambda t, heads: t.reshape(())),
     # (out, in) -> (in, out)
     "transposed": Operation(lambda shape, heads: shape[::-1], lambda t: t.T, lambda t, heads: t.T),
     # (D, C, P, P) -> (P, P, C, D)

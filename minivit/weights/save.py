@@ -35,6 +35,11 @@ def save(model: ViT, folder: str | Path, *, dtype: torch.dtype | None = None) ->
     """
     from safetensors.torch import save_file
 
+    if not isinstance(model, ViT):
+        kind = type(model).__name__
+        raise UsageError(
+            f"none of transformers' layouts {', '.join(LAYOUTS)}, which are written, has a place for a {kind}"
+        )
     state = dict(model.state_dict())
     config = model.config
     if config.positions == "learned_patches":
@@ -83,6 +88,7 @@ def _layout(config: ViTConfig, model: ViT) -> tuple[Table, Kind, dict]:
                 read, _ = read_config(source, table, shapes)
             except CheckpointError:
                 continue
+            assert isinstance(read, ViTConfig), "LAYOUTS are of plain ViTs"
             if replace(read, position_resampling="hf", any_size=False) == wanted:
                 return table, kind, given
     raise UsageError(

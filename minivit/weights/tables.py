@@ -2,6 +2,7 @@
 
 A row gives a canonical name and the names the same tensor has in files, preferred spelling first
 (the one `save` writes). A name without `.weight` or `.bias` stands for both; `{i}` is the number of a block.
+Of a Swin, `{i}` is the number of a stage and `{j}` that of a block in it; files count stages otherwise, as in `{i+1}`.
 A spelling is a name, several names (concatenated along the first axis), or a Spelling with more to say.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from minivit.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
 
 
 class Spelling(NamedTuple):
@@ -34,7 +37,10 @@ class Table:
     """One checkpoint family: how its config.json and its tensors are called."""
 
     model_types: tuple[str, ...] = ()  # values of config.json's model_type
-    section: str | None = None  # the part of config.json that describes the image tower, where there are two towers
+    config: type = ViTConfig  # what config.json is read as; of two towers, what is made of both
+    makes: str = "ViT"  # what that is called
+    towers: dict[str, Table] = field(default_factory=dict)  # of two towers: name in the configuration -> its table
+    section: str | None = None  # the part of config.json that describes this tower, where there are two towers
     kinds: dict[str, Kind]  # values of config.json's architectures; without one, the first whose head is in the file
     prefixes: tuple[str, ...] = ()  # in front of names, one or none; with a classifier, `save` writes the first
     fields: dict[str, tuple[str, object]] = field(default_factory=dict)  # ViTConfig field -> (config.json key, default)
@@ -48,6 +54,16 @@ class Table:
     dropped: tuple[str, ...] = ()  # patterns of names that are known, and of no use to inference
     processor: str = "ViTImageProcessor"  # where preprocessor_config.json names none
     assumed: dict | None = None  # preprocessor_config.json where the family's files cannot have one
+
+
+def _under(ours: str, theirs: str, rows: dict[str, Row]) -> dict[str, Row]:
+    """Rows of a part: its own, with what stands in front of the names in the model and in the file."""
+
+    def prefixed(given: str | tuple[str, ...] | Spelling) -> Spelling:
+        spelling = given if isinstance(given, Spelling) else Spelling((given,) if isinstance(given, str) else given)
+        return spelling._replace(parts=tuple(part and theirs + part for part in spelling.parts))
+
+    return {ours + name: tuple(prefixed(given) for given in row) for name, row in rows.items()}
 
 
 def _each(prefix: str, *parts: str) -> tuple[str, ...]:
@@ -257,25 +273,45 @@ HF_MAE = Table(
 )
 
 _TOWER_FIELDS = {k: v for k, v in _HF_FIELDS.items() if k != "qkv_bias"}
-_TOWER_ROWS: dict[str, Row] = {
-    "cls_token": (Spelling(("embeddings.class_embedding",), "flat"),),
-    "pos_embed": (Spelling(("embeddings.position_embedding.weight",), "flat"),),
-    "patch_embed": ("embeddings.patch_embedding",),
-    "norm_pre": ("pre_layrnorm",),  # as it is spelled in every file
+_TOWER_BLOCKS: dict[str, Row] = {
     "blocks.{i}.norm1": ("encoder.layers.{i}.layer_norm1",),
     "blocks.{i}.attn.qkv": (_each("encoder.layers.{i}.self_attn.", "q_proj", "k_proj", "v_proj"),),
     "blocks.{i}.attn.proj": ("encoder.layers.{i}.self_attn.out_proj",),
     "blocks.{i}.norm2": ("encoder.layers.{i}.layer_norm2",),
     "blocks.{i}.mlp.fc1": ("encoder.layers.{i}.mlp.fc1",),
     "blocks.{i}.mlp.fc2": ("encoder.layers.{i}.mlp.fc2",),
+}
+_TOWER_ROWS: dict[str, Row] = {
+    "cls_token": (Spelling(("embeddings.class_embedding",), "flat"),),
+    "pos_embed": (Spelling(("embeddings.position_embedding.weight",), "flat"),),
+    "patch_embed": ("embeddings.patch_embedding",),
+    "norm_pre": ("pre_layrnorm",),  # as it is spelled in every file
+    **_TOWER_BLOCKS,
     "norm": ("post_layernorm",),
 }
-_TEXT_TOWER = ("text_model.*", "text_projection.weight", "logit_scale", "logit_bias", "embeddings.position_ids")
+_TEXT_FIELDS: dict[str, tuple[str, object]] = {
+    "vocabulary": ("vocab_size", 49408),
+    "context": ("max_position_embeddings", 77),
+    "width": ("hidden_size", 512),
+    "depth": ("num_hidden_layers", 12),
+    "heads": ("num_attention_heads", 8),
+    "mlp_width": ("intermediate_size", 2048),
+    "eps": ("layer_norm_eps", 1e-5),
+    "activation": ("hidden_act", "quick_gelu"),
+}
+_TEXT_ROWS: dict[str, Row] = {
+    "token_embed": ("embeddings.token_embedding",),
+    "pos_embed": (Spelling(("embeddings.position_embedding.weight",), "flat"),),
+    **_TOWER_BLOCKS,
+    "norm": ("final_layer_norm",),
+}
+_OTHER_TOWER = ("text_model.*", "text_projection.weight", "logit_scale", "logit_bias", "embeddings.position_ids")
+_POSITION_IDS = ("vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")
 
-# The image tower of openai/clip-vit-*: transformers' modeling_clip.py. transformers 5 writes a tower that stands
-# alone without the prefix.
-HF_CLIP = Table(
-    model_types=("clip", "clip_vision_model"),
+# The image tower of openai/clip-vit-*, alone or out of both: transformers' modeling_clip.py. transformers 5 writes a
+# tower that stands alone without the prefix.
+HF_CLIP_VISION = Table(
+    model_types=("clip_vision_model",),
     section="vision_config",
     kinds={
         "CLIPModel": Kind(),
@@ -293,13 +329,53 @@ HF_CLIP = Table(
     constants={"norm_pre": True, "norm": "pooled", "patch_bias": False},
     activations=_ACTIVATIONS,
     rows={**_TOWER_ROWS, "proj": ("visual_projection",)},
-    dropped=_TEXT_TOWER,
+    dropped=_OTHER_TOWER,
     processor="CLIPImageProcessor",
 )
 
-# The image tower of google/siglip-*: transformers' modeling_siglip.py.
-HF_SIGLIP = Table(
-    model_types=("siglip", "siglip_vision_model"),
+# Both towers of openai/clip-vit-*: transformers' modeling_clip.py. There, texts are 77 tokens by default.
+HF_CLIP = Table(
+    model_types=("clip",),
+    config=CLIPConfig,
+    makes="CLIP",
+    towers={
+        "image": HF_CLIP_VISION,
+        "text": Table(
+            config=TextConfig,
+            makes="text tower",
+            section="text_config",
+            kinds={"CLIPModel": Kind()},
+            fields={**_TEXT_FIELDS, "projection": ("projection_dim", 512), "end": ("eos_token_id", 49407)},
+            derived="clip_text",
+            activations=_ACTIVATIONS,
+            rows=_TEXT_ROWS,
+        ),
+    },
+    kinds={"CLIPModel": Kind()},
+    rows={
+        **_under("image.", "vision_model.", _TOWER_ROWS),
+        "image.proj": ("visual_projection",),
+        **_under("text.", "text_model.", _TEXT_ROWS),
+        "text.proj": ("text_projection",),
+        "logit_scale": (Spelling(("logit_scale",), "scalar"),),
+    },
+    dropped=_POSITION_IDS,
+    processor="CLIPImageProcessor",
+)
+
+_MAP_ROWS: dict[str, Row] = {
+    "attn_pool.latent": ("head.probe",),
+    "attn_pool.qkv.weight": ("head.attention.in_proj_weight",),
+    "attn_pool.qkv.bias": ("head.attention.in_proj_bias",),
+    "attn_pool.proj": ("head.attention.out_proj",),
+    "attn_pool.norm": ("head.layernorm",),
+    "attn_pool.mlp.fc1": ("head.mlp.fc1",),
+    "attn_pool.mlp.fc2": ("head.mlp.fc2",),
+}
+
+# The image tower of google/siglip-*, alone or out of both: transformers' modeling_siglip.py.
+HF_SIGLIP_VISION = Table(
+    model_types=("siglip_vision_model",),
     section="vision_config",
     kinds={"SiglipModel": Kind(), "SiglipVisionModel": Kind()},
     prefixes=("vision_model.",),
@@ -311,17 +387,49 @@ HF_SIGLIP = Table(
     constants={"cls_token": False, "pooling": "map"},
     fixed={"vision_use_head": True},
     activations=_ACTIVATIONS,
-    rows={
-        **_TOWER_ROWS,
-        "attn_pool.latent": ("head.probe",),
-        "attn_pool.qkv.weight": ("head.attention.in_proj_weight",),
-        "attn_pool.qkv.bias": ("head.attention.in_proj_bias",),
-        "attn_pool.proj": ("head.attention.out_proj",),
-        "attn_pool.norm": ("head.layernorm",),
-        "attn_pool.mlp.fc1": ("head.mlp.fc1",),
-        "attn_pool.mlp.fc2": ("head.mlp.fc2",),
+    rows={**_TOWER_ROWS, **_MAP_ROWS},
+    dropped=_OTHER_TOWER,
+    processor="SiglipImageProcessor",
+)
+
+# Both towers of google/siglip-*: transformers' modeling_siglip.py.
+HF_SIGLIP = Table(
+    model_types=("siglip",),
+    config=CLIPConfig,
+    makes="CLIP",
+    towers={
+        "image": HF_SIGLIP_VISION,
+        "text": Table(
+            config=TextConfig,
+            makes="text tower",
+            section="text_config",
+            kinds={"SiglipModel": Kind()},
+            fields={
+                **_TEXT_FIELDS,
+                "vocabulary": ("vocab_size", 32000),
+                "context": ("max_position_embeddings", 64),
+                "width": ("hidden_size", 768),
+                "heads": ("num_attention_heads", 12),
+                "mlp_width": ("intermediate_size", 3072),
+                "eps": ("layer_norm_eps", 1e-6),
+                "activation": ("hidden_act", "gelu_pytorch_tanh"),
+            },
+            constants={"causal": False, "pooling": "last", "projection_bias": True},
+            derived="siglip_text",
+            activations=_ACTIVATIONS,
+            rows=_TEXT_ROWS,
+        ),
     },
-    dropped=_TEXT_TOWER,
+    kinds={"SiglipModel": Kind()},
+    constants={"score": "sigmoid"},
+    rows={
+        **_under("image.", "vision_model.", {**_TOWER_ROWS, **_MAP_ROWS}),
+        **_under("text.", "text_model.", _TEXT_ROWS),
+        "text.proj": ("text_model.head",),
+        "logit_scale": ("logit_scale",),
+        "logit_bias": ("logit_bias",),
+    },
+    dropped=_POSITION_IDS,
     processor="SiglipImageProcessor",
 )
 
@@ -393,6 +501,100 @@ TIMM = Table(
     processor="TimmTransform",
 )
 
+
+def _resblocks(names: str) -> dict[str, Row]:
+    """Rows of the blocks in OpenAI's code, which open_clip keeps."""
+    block = names + "transformer.resblocks.{i}."
+    return {
+        "blocks.{i}.norm1": (block + "ln_1",),
+        "blocks.{i}.attn.qkv.weight": (block + "attn.in_proj_weight",),
+        "blocks.{i}.attn.qkv.bias": (block + "attn.in_proj_bias",),
+        "blocks.{i}.attn.proj": (block + "attn.out_proj",),
+        "blocks.{i}.norm2": (block + "ln_2",),
+        "blocks.{i}.mlp.fc1": (block + "mlp.c_fc",),
+        "blocks.{i}.mlp.fc2": (block + "mlp.c_proj",),
+    }
+
+
+def _open_clip_text(names: str) -> dict[str, Row]:
+    return {
+        "token_embed": (names + "token_embedding",),
+        "pos_embed": (Spelling((names + "positional_embedding",), "flat"),),
+        **_resblocks(names),
+        "norm": (names + "ln_final",),
+    }
+
+
+_OPEN_CLIP_TEXT = Table(
+    config=TextConfig,
+    makes="text tower",
+    section="text_cfg",
+    kinds={"CLIP": Kind()},
+    derived="open_clip_text",
+    rows=_open_clip_text(""),
+)
+_OPEN_CLIP_SCALE: dict[str, Row] = {"logit_scale": (Spelling(("logit_scale",), "scalar"),)}
+
+# Both towers in the names of OpenAI's own code: open_clip's CLIP (open_clip/model.py), in laion/CLIP-* and
+# timm/vit_*_clip_*. They are described by open_clip_config.json.
+OPEN_CLIP = Table(
+    model_types=("open_clip",),
+    config=CLIPConfig,
+    makes="CLIP",
+    towers={
+        "image": Table(
+            section="vision_cfg",
+            kinds={"CLIP": Kind()},
+            constants={"norm_pre": True, "norm": "pooled", "patch_bias": False, "position_resampling": "timm"},
+            derived="open_clip_image",
+            rows={},
+        ),
+        "text": _OPEN_CLIP_TEXT,
+    },
+    kinds={"CLIP": Kind()},
+    rows={
+        "image.cls_token": (Spelling(("visual.class_embedding",), "flat"),),
+        "image.pos_embed": (Spelling(("visual.positional_embedding",), "flat"),),
+        "image.patch_embed": ("visual.conv1",),
+        "image.norm_pre": ("visual.ln_pre",),
+        **_under("image.", "", _resblocks("visual.")),
+        "image.norm": ("visual.ln_post",),
+        "image.proj.weight": (Spelling(("visual.proj",), "transposed"),),
+        **_under("text.", "", _open_clip_text("")),
+        "text.proj.weight": (Spelling(("text_projection",), "transposed"),),
+        **_OPEN_CLIP_SCALE,
+    },
+    processor="TimmTransform",
+)
+
+# SigLIP as open_clip has it: an image tower of timm, and its own text tower (open_clip's CustomTextCLIP), in
+# timm/ViT-*-SigLIP.
+OPEN_CLIP_TIMM = Table(
+    model_types=("open_clip_timm",),
+    config=CLIPConfig,
+    makes="SigLIP",
+    towers={
+        "image": Table(
+            section="vision_cfg",
+            kinds={"CLIP": Kind()},
+            constants={"position_resampling": "timm"},
+            derived="open_clip_trunk",
+            rows={},
+        ),
+        "text": _OPEN_CLIP_TEXT,
+    },
+    kinds={"CLIP": Kind()},
+    constants={"score": "sigmoid"},
+    rows={
+        **_under("image.", "visual.trunk.", _TIMM_ROWS),
+        **_under("text.", "", _open_clip_text("text.")),
+        "text.proj": ("text.text_projection",),
+        **_OPEN_CLIP_SCALE,
+        "logit_bias": (Spelling(("logit_bias",), "scalar"),),
+    },
+    processor="TimmTransform",
+)
+
 # The original .pth of github.com/facebookresearch/dino and dinov2 (vision_transformer.py of either), without and
 # with registers: everything that differs between them is in the shapes. The evaluation transform of both.
 FACEBOOK = Table(
@@ -449,6 +651,111 @@ JAX = Table(
     assumed={"image_processor_type": "ViTImageProcessor", "size": None},
 )
 
+_SWIN_FIELDS: dict[str, tuple[str, object]] = {
+    "image_size": ("image_size", 224),
+    "patch_size": ("patch_size", 4),
+    "channels": ("num_channels", 3),
+    "width": ("embed_dim", 96),
+    "mlp_ratio": ("mlp_ratio", 4.0),
+    "activation": ("hidden_act", "gelu"),
+    "qkv_bias": ("qkv_bias", True),
+}
+
+
+def _swin_rows(block: str, merge: str, **names: str) -> dict[str, Row]:
+    """Rows of a Swin whose queries, keys and values are one tensor; `names` of what is called otherwise."""
+    known = {"norm1": "norm1", "proj": "attn.proj", "norm2": "norm2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    known |= {"qkv": "attn.qkv", "table": "attn.relative_position_bias_table", **names}
+    ours = "stages.{i}.blocks.{j}."
+    return {
+        ours + "norm1": (block + known["norm1"],),
+        ours + "attn.qkv": (block + known["qkv"],),
+        ours + "attn.bias_table": (block + known["table"],),
+        ours + "attn.proj": (block + known["proj"],),
+        ours + "norm2": (block + known["norm2"],),
+        ours + "mlp.fc1": (block + known["fc1"],),
+        ours + "mlp.fc2": (block + known["fc2"],),
+        "stages.{i}.merge.norm": (merge + "norm",),
+        "stages.{i}.merge.reduction": (merge + "reduction",),
+        "norm": ("norm",),
+    }
+
+
+_HF_SWIN = "encoder.layers.{i}.blocks.{j}."
+
+# microsoft/swin-*: transformers' modeling_swin.py. Second spelling: the module names of transformers 5. Two of its
+# LayerNorms have eps 1e-5 whatever config.json says, so only that is known.
+HF_SWIN = Table(
+    model_types=("swin",),
+    config=SwinConfig,
+    makes="Swin",
+    kinds={"SwinForImageClassification": Kind("classifier"), "SwinModel": Kind()},
+    prefixes=("swin.",),
+    fields=_SWIN_FIELDS,
+    constants={"windowing": "hf"},
+    derived="swin",
+    fixed={"use_absolute_embeddings": False, "layer_norm_eps": 1e-5},
+    activations=_ACTIVATIONS,
+    rows={
+        "patch_embed": ("embeddings.patch_embeddings.projection",),
+        "norm_embed": ("embeddings.norm",),
+        **_swin_rows(
+            _HF_SWIN,
+            "encoder.layers.{i}.downsample.",
+            norm1="layernorm_before",
+            norm2="layernorm_after",
+        ),
+        "stages.{i}.blocks.{j}.attn.qkv": (
+            _each(_HF_SWIN + "attention.self.", "query", "key", "value"),
+            _each(_HF_SWIN + "attention.", "q_proj", "k_proj", "v_proj"),
+        ),
+        "stages.{i}.blocks.{j}.attn.bias_table": (
+            _HF_SWIN + "attention.self.relative_position_bias_table",
+            _HF_SWIN + "attention.relative_position_bias.relative_position_bias_table",
+        ),
+        "stages.{i}.blocks.{j}.attn.proj": (_HF_SWIN + "attention.output.dense", _HF_SWIN + "attention.o_proj"),
+        "stages.{i}.blocks.{j}.mlp.fc1": (_HF_SWIN + "intermediate.dense", _HF_SWIN + "mlp.fc1"),
+        "stages.{i}.blocks.{j}.mlp.fc2": (_HF_SWIN + "output.dense", _HF_SWIN + "mlp.fc2"),
+        "norm": ("layernorm",),
+    },
+    dropped=("*.relative_position_index", "embeddings.mask_token"),
+)
+
+# torchvision's swin_t, swin_s, swin_b: torchvision/models/swin_transformer.py, where stages and mergings alternate.
+TORCHVISION_SWIN = Table(
+    model_types=("torchvision_swin",),
+    config=SwinConfig,
+    makes="Swin",
+    kinds={"SwinTransformer": Kind("head")},
+    fields=_SWIN_FIELDS,
+    constants={"windowing": "torchvision"},
+    derived="swin",
+    activations=_ACTIVATIONS,
+    rows={
+        "patch_embed": ("features.0.0",),
+        "norm_embed": ("features.0.2",),
+        **_swin_rows("features.{2i+1}.{j}.", "features.{2i+2}.", fc1="mlp.0", fc2="mlp.3"),
+    },
+    dropped=("*.relative_position_index",),
+    processor="TorchvisionPreset",
+)
+
+# timm's swin_*: timm/models/swin_transformer.py. What merges the patches of a stage stands at the start of the next.
+TIMM_SWIN = Table(
+    config=SwinConfig,
+    makes="Swin",
+    kinds={"SwinTransformer": Kind("head.fc")},
+    constants={"windowing": "timm"},
+    derived="timm_swin",
+    rows={
+        "patch_embed": ("patch_embed.proj",),
+        "norm_embed": ("patch_embed.norm",),
+        **_swin_rows("layers.{i}.blocks.{j}.", "layers.{i+1}.downsample."),
+    },
+    dropped=("*.relative_position_index", "*.attn_mask"),
+    processor="TimmTransform",
+)
+
 FAMILIES = {
     "vit": HF_VIT,
     "deit": HF_DEIT,
@@ -457,11 +764,18 @@ FAMILIES = {
     "dinov3_vit": HF_DINOV3,
     "vit_mae": HF_MAE,
     "clip": HF_CLIP,
+    "clip_vision_model": HF_CLIP_VISION,
     "siglip": HF_SIGLIP,
+    "siglip_vision_model": HF_SIGLIP_VISION,
+    "open_clip": OPEN_CLIP,
+    "open_clip_timm": OPEN_CLIP_TIMM,
     "torchvision": TORCHVISION,
     "timm": TIMM,
     "facebook": FACEBOOK,
     "jax": JAX,
+    "swin": HF_SWIN,
+    "torchvision_swin": TORCHVISION_SWIN,
+    "timm_swin": TIMM_SWIN,
 }
 
 # Preprocessing: class defaults of transformers' image processors, which stand for every key that a

@@ -15,12 +15,12 @@ from minivit.cli.console import (
     DTYPES,
     add_hub_options,
     add_model_option,
-    find_pictures,
     load_model,
     positive,
     printable,
     say,
 )
+from minivit.cli.inputs import find_pictures
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ def _pixels(args: argparse.Namespace, model: ViT, seed: int) -> tuple[list[str],
         if len(names) == args.most:
             break
         try:
+            if isinstance(picture, ImageError):
+                raise picture
             pixels.append(preprocess(picture, spec))
             names.append(name)
         except ImageError as error:

@@ -1,0 +1,253 @@
+"""A folder of photos through a ViT: minivit end to end beside the model alone and beside its peers; memory; first record.
+
+    python benchmarks/bulk.py speed [--batch 8] [--images 32] [--rounds 3] [--size B/16] [--json FILE]
+    python benchmarks/bulk.py memory [--files 1000,100000]
+    python benchmarks/bulk.py first [--files 100000]
+
+`speed` classifies generated JPEG photos of 500 x 400, decoding included, with one set of random weights in
+every arm; the best classes must agree before anything is timed, and the arms are interleaved, round by round:
+
+    model        the model alone on pixels that lie ready, batch by batch
+    minivit      `minivit.bulk` as `minivit classify` runs it: threads read ahead
+    timm         the way of timm's inference.py: its dataset, loader (2 worker processes) and transform
+    pipeline     transformers' image-classification pipeline over the list of paths
+
+`memory` is the peak resident size of `minivit classify FOLDER -o FILE.jsonl` with a tiny model on many small
+files; `first` the time from starting that command to its first record. Needs: pip install '.[test]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+
+def make_photos(folder: Path, count: int) -> list[str]:
+    """JPEG photos of 500 x 400: smooth shapes with grain, so that they are as hard to decode as a camera's."""
+    import torch
+    from PIL import Image
+
+    random = torch.Generator().manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for i in range(count):
+        coarse = torch.rand(1, 3, 8, 10, generator=random)
+        smooth = torch.nn.functional.interpolate(coarse, (400, 500), mode="bicubic", align_corners=False)[0]
+        grain = torch.randn(3, 400, 500, generator=random) * 0.04
+        levels = ((smooth + grain).clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).contiguous()
+        paths.append(str(folder / f"photo{i:05}.jpg"))
+        Image.frombytes("RGB", (500, 400), bytes(levels.flatten().tolist())).save(paths[-1], quality=90)
+    return paths
+
+
+def make_checkpoint(folder: Path, size: str) -> None:
+    """A random ViT with the preprocessing of google/vit-base-patch16-224, written by transformers."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+    import minivit
+
+    config = minivit.ViTConfig.preset(size)
+    torch.manual_seed(0)
+    model = ViTForImageClassification(
+        ViTConfig(
+            image_size=224,
+            patch_size=config.patch_size,
+            hidden_size=config.width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.heads,
+            intermediate_size=config.mlp_width,
+            num_labels=1000,
+        )
+    )
+    model.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 224, "width": 224}).save_pretrained(folder)
+
+
+def arms(folder: Path, paths: list[str], batch: int, size: str, fast: bool) -> dict[str, Callable[[], list[int]]]:
+    """Every arm as a function that classifies all of `paths` and returns the best class of each."""
+    import timm
+    import torch
+    from timm.data import create_dataset, create_loader
+    from transformers import pipeline
+
+    import minivit
+    from minivit.fast import optimize
+
+    model = optimize(minivit.load(folder)) if fast else minivit.load(folder)
+    pixels = torch.stack([minivit.preprocess(path, model.image_spec) for path in paths])
+
+    @torch.inference_mode()
+    def alone() -> list[int]:
+        return [index for some in pixels.split(batch) for index in model(some).argmax(-1).tolist()]
+
+    def ours() -> list[int]:
+        answers = minivit.iter_classify(paths, model=model, batch_size=batch, top_k=5)
+        return [one.top[0].index for one in answers]
+
+    names = {"Ti/16": "vit_tiny_patch16_224", "S/16": "vit_small_patch16_224", "B/16": "vit_base_patch16_224"}
+    theirs = timm.create_model(names[size]).eval()
+    state = minivit.load(folder).state_dict()
+    state = {k.replace("patch_embed.", "patch_embed.proj."): v for k, v in state.items()}
+    theirs.load_state_dict(state)
+    transform = {"input_size": (3, 224, 224), "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+    @torch.inference_mode()
+    def inference_script() -> list[int]:
+        dataset = create_dataset(root=Path(paths[0]).parent, name="")
+        loader = create_loader(
+            dataset,
+            batch_size=batch,
+            use_prefetcher=False,
+            num_workers=2,
+            crop_pct=1.0,
+            crop_mode="squash",
+            **transform,
+        )
+        return [index for some, _ in loader for index in theirs(some).softmax(-1).topk(5).indices[:, 0].tolist()]
+
+    pipe = pipeline("image-classification", model=str(folder), device="cpu")
+
+    def pipeline_loop() -> list[int]:
+        return [int(found[0]["label"].removeprefix("LABEL_")) for found in pipe(paths, batch_size=batch)]
+
+    return {"model": alone, "minivit": ours, "timm": inference_script, "pipeline": pipeline_loop}
+
+
+def speed(args: argparse.Namespace, scratch: Path) -> None:
+    """Images per second of every arm, interleaved."""
+    import torch
+
+    photos, folder = scratch / f"photos-{args.images}", scratch / f"vit-{args.size.replace('/', '-')}"
+    paths = sorted(map(str, photos.iterdir())) if photos.is_dir() else sorted(make_photos(photos, args.images))
+    if not folder.is_dir():
+        make_checkpoint(folder, args.size)
+    runs = {
+        name: run for name, run in arms(folder, paths, args.batch, args.size, args.fast).items() if name in args.arms
+    }
+    answers = {name: run() for name, run in runs.items()}
+    first = next(iter(answers.values()))
+    for name, found in answers.items():
+        same = sum(a == b for a, b in zip(first, found, strict=True))
+        if same < len(paths) - 1:
+            raise SystemExit(f"{name}: {same} of {len(paths)} best classes agree; nothing is timed")
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(args.rounds):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            rates[name].append(len(paths) / (time.perf_counter() - started))
+    print(
+        f"{args.size}, batch {args.batch}, {'fast path' if args.fast else 'readable model'}, {len(paths)} photos of 500 x 400, torch threads {torch.get_num_threads()}"
+    )
+    for name, samples in rates.items():
+        shares = [ours / theirs for ours, theirs in zip(samples, rates[next(iter(rates))], strict=True)]
+        text = " ".join(f"{rate:.2f}" for rate in samples)
+        print(
+            f"  {name:9} {statistics.median(samples):7.2f} images/s  {statistics.median(shares):6.1%} of model  [{text}]"
+        )
+    if args.json:
+        names = ("torch", "transformers", "timm", "pillow")
+        facts = {"size": args.size, "batch": args.batch, "fast": args.fast, "images": len(paths), "rates": rates}
+        with Path(args.json).open("a") as file:
+            file.write(json.dumps({**facts, "machine": platform.processor(), **{n: version(n) for n in names}}) + "\n")
+
+
+TINY = """
+import sys, minivit, torch
+from minivit import ImageSpec, ViT, ViTConfig
+torch.manual_seed(0)
+model = ViT(ViTConfig(image_size=(32, 32), patch_size=16, width=8, depth=1, heads=1, mlp_width=8, classes=3))
+model.image_spec, model.labels = ImageSpec(resize=(32, 32)), {0: "a", 1: "b", 2: "c"}
+minivit.save(model, sys.argv[1])
+"""
+
+
+def make_files(scratch: Path, count: int) -> Path:
+    """`count` small pictures in one folder: 100 different ones, linked."""
+    import torch
+    from PIL import Image
+
+    folder = scratch / f"files-{count}"
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        random = torch.Generator().manual_seed(0)
+        for i in range(count):
+            path = folder / f"{i}.png"
+            if i < 100:
+                levels = torch.randint(256, (40 * 30 * 3,), generator=random, dtype=torch.uint8)
+                Image.frombytes("RGB", (40, 30), bytes(levels.tolist())).save(path)
+            else:
+                os.link(folder / f"{i % 100}.png", path)
+    return folder
+
+
+def command(scratch: Path, folder: Path, *arguments: str) -> list[str]:
+    """minivit classify of a folder with a tiny model."""
+    tiny = scratch / "tiny"
+    if not tiny.is_dir():
+        subprocess.run([sys.executable, "-c", TINY, str(tiny)], check=True)
+    return [sys.executable, "-m", "minivit", "classify", str(folder), "-m", str(tiny), "--device", "cpu", *arguments]
+
+
+def memory(args: argparse.Namespace, scratch: Path) -> None:
+    """Peak resident size of the command, by the number of files."""
+    for count in map(int, args.files.split(",")):
+        folder, out = make_files(scratch, count), scratch / "out.jsonl"
+        out.unlink(missing_ok=True)
+        started = time.perf_counter()
+        process = subprocess.Popen(command(scratch, folder, "-o", str(out), "-b", "32"))
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - started
+        with out.open() as file:
+            records = sum(1 for _ in file)
+        print(f"{count:>7} files: peak {usage.ru_maxrss / 1024:.0f} MB, {seconds:.1f} s, {records} records")
+
+
+def first(args: argparse.Namespace, scratch: Path) -> None:
+    """Seconds from the start of the command to its first record."""
+    for count in map(int, args.files.split(",")):
+        samples = []
+        for _ in range(args.rounds):
+            started = time.perf_counter()
+            arguments = command(scratch, make_files(scratch, count), "--jsonl")
+            with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+                assert process.stdout is not None
+                process.stdout.readline()
+                samples.append(time.perf_counter() - started)
+                process.stdout.close()
+        print(f"{count:>7} files: first record after {statistics.median(samples):.2f} s")
+
+
+def main() -> None:
+    """Run one of the three."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "memory", "first"))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", default="B/16", choices=("Ti/16", "S/16", "B/16"))
+    parser.add_argument("--fast", action="store_true", help="minivit and the model alone on the fast path")
+    parser.add_argument("--arms", default="model,minivit,timm,pipeline")
+    parser.add_argument("--files", default="1000,100000")
+    parser.add_argument("--scratch", type=Path, help="keep what is generated there, to be used again")
+    parser.add_argument("--json", help="add the raw samples to this file, a line a run")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = args.scratch or Path(temporary)
+        {"speed": speed, "memory": memory, "first": first}[args.what](args, scratch)
+
+
+if __name__ == "__main__":
+    main()

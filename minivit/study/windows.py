@@ -1,0 +1,91 @@
+"""Where the tokens of a Swin look: the attention of every window, and stitched to the picture."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from minivit.attention import attention_probs
+from minivit.errors import UsageError
+from minivit.study.attention import fuse_heads
+from minivit.study.trace import attend_swapped
+from minivit.swin import Swin, Windows
+
+
+class WindowProbs(NamedTuple):
+    """The attention of one block, window by window."""
+
+    probs: Tensor  # (B, W, A, N, N): who looks at whom in each of W windows of N tokens, rows summing to 1
+    windows: Windows  # how the block cut its grid
+
+
+def window_attention(model: Swin, pixels_BCHW: Tensor, layer: int) -> WindowProbs:
+    """The attention probabilities of a block, bias and mask included, recomputed from the q and k its kernel received.
+
+    Args:
+        layer: the number of the block, counted through all stages.
+
+    Raises:
+        UsageError: not a Swin, or no such layer.
+    """
+    if not isinstance(model, Swin):
+        raise UsageError(f"window_attention reads a Swin, not a {type(model).__name__}; minivit.trace reads a ViT")
+    if not 0 <= layer < model.config.depth:
+        raise UsageError(f"layer {layer}: there are layers 0 to {model.config.depth - 1}")
+    attn = model.blocks[layer].attn
+    seen: list[Windows] = []
+    probs: list[Tensor] = []
+
+    def listen(own):
+        def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor) -> Tensor:
+            probs.append(attention_probs(q, k, scale=scale, bias=bias))
+            return own(q, k, v, scale=scale, bias=bias)
+
+        return attend
+
+    def see(module: nn.Module, args: tuple) -> None:
+        seen.append(args[1])
+
+    with ExitStack() as stack:
+        stack.callback(attn.register_forward_pre_hook(see).remove)
+        stack.enter_context(attend_swapped(attn, listen))
+        stack.enter_context(torch.no_grad())
+        model(pixels_BCHW)
+    return WindowProbs(probs[0].unflatten(0, (len(pixels_BCHW), -1)), seen[0])
+
+
+def window_map(found: WindowProbs, *, query: tuple[int, int] | None = None, head: str | int = "mean") -> Tensor:
+    """Attention of one block as a picture of its grid: (B, h, w).
+
+    Shows one layer's windows alone: a window knows nothing of its neighbours, so that values are compared inside
+    of a window, and borders between windows are the model's, not the picture's.
+
+    Args:
+        query: (row, column) of a token: where it looks, 0 outside of its window. None: how much each token
+            is looked at, on average over the tokens of its window.
+        head: "mean", "max" or "min" over the heads, or the number of one.
+
+    Raises:
+        UsageError: no such token or head.
+    """
+    probs_BWANN, windows = found
+    batch, (rows, columns) = len(probs_BWANN), windows.grid
+    # (B, W, A, N, N) -> (B*W, N, N)
+    fused_VNN = fuse_heads(probs_BWANN.flatten(0, 1), head)
+    if query is None:
+        values_VN = fused_VNN.mean(dim=1)
+    else:
+        row, column = query
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise UsageError(f"no token in row {row}, column {column}: this layer has {rows} rows of {columns}")
+        # Every token's number, from 1, cut as the picture was; 0 is padding.
+        numbers = torch.arange(1.0, rows * columns + 1)[None, :, None]
+        window, place = (windows.cut(numbers)[:, :, 0] == row * columns + column + 1).nonzero()[0].tolist()
+        fused_BWNN = fused_VNN.unflatten(0, (batch, -1))
+        values_BWN = torch.zeros_like(fused_BWNN[:, :, 0])
+        values_BWN[:, window] = fused_BWNN[:, window, place]
+        values_VN = values_BWN.flatten(0, 1)
+    return windows.stitch(values_VN[:, :, None])[:, :, 0].unflatten(1, windows.grid)
