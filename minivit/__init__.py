@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from minivit.model import ViT
     from minivit.predict import classify, embed, iter_classify
     from minivit.preprocess import preprocess
-    from minivit.study import trace
+    from minivit.study import ablate, trace
     from minivit.weights import load, save
 
 __version__ = "0.1.0"
@@ -50,6 +50,7 @@ __all__ = [
     "UsageError",
     "ViT",
     "ViTConfig",
+    "ablate",
     "classify",
     "embed",
     "iter_classify",
@@ -66,6 +67,7 @@ _HOME = {
     "CLIP": "clip",
     "Prediction": "labels",
     "ViT": "model",
+    "ablate": "study",
     "classify": "predict",
     "embed": "predict",
     "iter_classify": "predict",

@@ -90,7 +90,10 @@ def test_no_square_root_of_a_token_count():
         assert "int(N **" not in path.read_text(), path
 
 
-NAMES = "classify embed similar attention trace preprocess info models verify convert train eval bench"
+NAMES = (
+    "classify embed similar attention lens attribute ablate heads trace preprocess info models "
+    "verify convert train eval bench"
+)
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in NAMES.split())])

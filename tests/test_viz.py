@@ -207,3 +207,83 @@ def test_shades_without_colours():
     values = torch.tensor([[0.0, 1.0], [2.0, 4.0]])
     assert viz.shades(values) == "  \u2591\u2591\n\u2592\u2592\u2588\u2588"
     assert viz.shades(values, unicode=False) == "  ::\n==@@"
+
+
+# Block by block
+
+
+def test_cells_have_the_colours_of_their_numbers(tmp_path):
+    values = torch.tensor([[-2.0, 0.0, 1.0], [2.0, -1.0, 0.001]])
+    image = reopened(viz.cells(values, ["a", "b"], ["c 0", "c 1", "c 2"], title="one\ntwo"), tmp_path)
+    blue, white, red = (tuple(viz.ramp("blue-white-red")[i].tolist()) for i in (0, 127, 255))
+    assert near(blue, (33, 102, 172)) and near(white, (255, 255, 255)) and near(red, (178, 24, 43))
+    half = viz.ramp("blue-white-red")[191].tolist()
+
+    def widest(colour, by=2):
+        """Where a row has most of a colour outside of the bar, which holds every colour."""
+        rows = [[x for x in range(image.width) if near(image.getpixel((x, y)), colour, by)] for y in range(95)]
+        row = max(rows, key=len)
+        return row[0], rows.index(row), len(row)
+
+    (x0, y0, _), (x1, y1, _), (x2, y2, _) = widest(blue), widest(red), widest(half)
+    assert x0 == x1 < x2 and y0 == y2 < y1  # -2 and 2 in one column, -2 and 1 in one row
+    bar = [image.getpixel((x, image.height - 35)) for x in range(image.width)]
+    assert blue in bar and red in bar and bar.index(blue) < bar.index(red)
+    with pytest.raises(ShapeError, match="2 rows, 2 columns"):
+        viz.cells(values, ["a", "b"], ["c", "d"])
+    with pytest.raises(ShapeError, match="NaN"):
+        viz.cells(values / 0, ["a", "b"], ["c", "d", "e"])
+    nothing = viz.cells(torch.zeros(1, 1), ["a"], ["b"])
+    assert near(nothing.getpixel((nothing.width // 2, 50)), (255, 255, 255))
+
+
+def test_ramps_of_white_end_where_they_say():
+    white_red, away = viz.ramp("white-red"), viz.ramp("red-white-blue")
+    assert white_red[0].tolist() == [255, 255, 255] and white_red[255].tolist() == [178, 24, 43]
+    assert torch.equal(away.flip(0), viz.ramp("blue-white-red"))
+
+
+def test_an_overlay_with_bounds_of_its_own(tmp_path):
+    values = torch.tensor([[0.0, 1.0]])
+    options = {"colours": "blue-white-red", "opacity": 1.0, "bounds": (-1, 1)}
+    image = reopened(viz.overlay(Image.new("RGB", (40, 20)), values, **options), tmp_path)
+    assert near(image.getpixel((5, 5)), (255, 255, 255)) and near(image.getpixel((35, 5)), (178, 24, 43))
+
+
+def test_label_maps_have_a_colour_for_each_label(tmp_path):
+    labels = torch.tensor([[[7, 7], [7, 3]], [[3, 3], [3, 7]]])
+    photo = Image.new("RGB", (64, 64), (0, 0, 0))
+    image = reopened(viz.label_maps(photo, labels, ["a", "b"], {3: "three"}, opacity=1.0, tile=50), tmp_path)
+    first, second = (0, 114, 178), (213, 94, 0)
+    top = next(y for y in range(image.height) if image.getpixel((70, y)) in (first, second))
+    left = [image.getpixel((x, y)) for y in (top + 10, top + 40) for x in (6 + 56 + 10, 6 + 56 + 40)]
+    right = [image.getpixel((x, y)) for y in (top + 10, top + 40) for x in (6 + 112 + 10, 6 + 112 + 40)]
+    assert len(set(left)) == 2 and left[0] == left[1] == left[2] != left[3]
+    assert right == [left[3], left[3], left[3], left[0]]  # the same label has the same colour in every tile
+    many = torch.arange(16).reshape(1, 4, 4)
+    grey = reopened(viz.label_maps(photo, many, ["a"], {}, opacity=1.0, tile=40), tmp_path)
+    assert (150, 150, 150) in {colour for _, colour in grey.getcolors(1 << 16)}
+    # Colours go by the number of patches, then by index: 15 is grey unless it is asked for.
+    last = [(6 + 46 + 35, y) for y in range(grey.height)]
+    asked = reopened(viz.label_maps(photo, many, ["a"], {}, always=[99, 15], opacity=1.0, tile=40), tmp_path)
+    assert first not in [grey.getpixel(place) for place in last] and first in [asked.getpixel(p) for p in last]
+    with pytest.raises(ShapeError, match="2 names"):
+        viz.label_maps(photo, many, ["a", "b"], {})
+
+
+def test_dots_stand_as_high_as_their_numbers(tmp_path):
+    values = torch.tensor([[10.0, 1.0], [5.0, 5.0]])
+    image = reopened(viz.dots_by_depth({"n": values}), tmp_path)
+    dots = [(x, y) for x in range(image.width) for y in range(image.height) if image.getpixel((x, y)) == (0, 114, 178)]
+    middle = image.width / 2
+    left, right = [y for x, y in dots if x < middle], [y for x, y in dots if x > middle]
+    low, high = max(left), min(left)
+    assert high < min(right) and max(right) < low
+    # 10 is the top of the axis and 1 a tenth of it: 5 stands 4/9 of the way from 1 to 10.
+    assert (low - max(right)) / (max(left) - max(y for y in left if y < (low + high) / 2)) == pytest.approx(
+        4 / 9, abs=0.05
+    )
+    with pytest.raises(ShapeError):
+        viz.dots_by_depth({"n": torch.zeros(3)})
+    with pytest.raises(UsageError):
+        viz.dots_by_depth({})

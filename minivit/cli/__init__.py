@@ -9,13 +9,17 @@ from collections.abc import Sequence
 
 from minivit import __version__
 from minivit.cli import (
+    ablate,
     attention,
+    attribute,
     bench,
     classify,
     convert,
     embed,
     evaluate,
+    heads,
     info,
+    lens,
     models,
     preprocess,
     similar,
@@ -28,19 +32,8 @@ from minivit.cli.console import say
 from minivit.errors import MinivitError
 
 COMMANDS = (
-    classify,
-    embed,
-    similar,
-    attention,
-    trace,
-    preprocess,
-    info,
-    models,
-    verify,
-    convert,
-    train,
-    evaluate,
-    bench,
+    *(classify, embed, similar, attention, lens, attribute, ablate, heads, trace, preprocess),
+    *(info, models, verify, convert, train, evaluate, bench),
 )
 
 EXIT_CODES = """exit codes:

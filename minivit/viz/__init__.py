@@ -1,5 +1,6 @@
 """Pictures of what the model does: tensors in, pictures out."""
 
+from minivit.viz.blocks import cells, dots_by_depth, label_maps
 from minivit.viz.charts import confusion_chart, line_chart
 from minivit.viz.colours import RAMPS, colourise, components_to_rgb, ramp, to_unit
 from minivit.viz.maps import overlay, paint, sheet
@@ -7,10 +8,13 @@ from minivit.viz.terminal import half_blocks, shades
 
 __all__ = [
     "RAMPS",
+    "cells",
     "colourise",
     "components_to_rgb",
     "confusion_chart",
+    "dots_by_depth",
     "half_blocks",
+    "label_maps",
     "line_chart",
     "overlay",
     "paint",

@@ -14,7 +14,7 @@ def line_chart(title: str, x_label: str, series: Mapping[str, Sequence[tuple[flo
     width, height, left, top, right, bottom = 640, 360, 56, 36, 16, 44
     points = [point for line in series.values() for point in line] or [(0.0, 0.0)]
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    y_high = _round_up(max(y for _, y in points))
+    y_high = round_up(max(y for _, y in points))
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / ((x_high - x_low) or 1)
@@ -57,7 +57,7 @@ def confusion_chart(title: str, classes: Sequence[str], confusion: Sequence[Sequ
     return _document(left + cell * len(classes) + 16, top + cell * len(classes) + 16, title, body)
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
     """The next round number above a positive value, for the end of an axis."""
     if value <= 0:
         return 1.0

@@ -1,4 +1,4 @@
-"""From numbers to colours: two ramps, and the one way a map is brought to 0 ... 1."""
+"""From numbers to colours: the ramps, and the one way a map is brought to 0 ... 1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from torch import Tensor
 
 from minivit.errors import ShapeError, UsageError
 
-RAMPS = ("blue-red", "cubehelix")
+_BLUE, _WHITE, _RED = [33, 102, 172], [255, 255, 255], [178, 24, 43]
+# Colours at equal distances, mixed in between.
+_STOPS = {
+    "blue-red": [[0, 0, 255], [0, 255, 255], [0, 255, 0], [255, 255, 0], [255, 0, 0]],
+    "white-red": [_WHITE, _RED],
+    "blue-white-red": [_BLUE, _WHITE, _RED],
+    "red-white-blue": [_RED, _WHITE, _BLUE],
+}
+RAMPS = ("blue-red", "cubehelix", "white-red", "blue-white-red", "red-white-blue")
 
 
 def ramp(name: str = "blue-red") -> Tensor:
@@ -18,14 +26,14 @@ def ramp(name: str = "blue-red") -> Tensor:
     "blue-red" goes through cyan, green and yellow and is read at a glance; its lightness rises and falls on
     the way, so that equal steps do not look equal. "cubehelix" rises evenly in lightness from black to white, also
     in grey print (Green 2011, Bull. Astr. Soc. India 39, 289; start 0.5, rotations -1.5, hue 1, gamma 1).
+    In the others white is nothing; "blue-white-red" and "red-white-blue" are for numbers around 0.
 
     Raises:
         UsageError: no ramp of that name.
     """
     t = torch.linspace(0, 1, 256, dtype=torch.float64)
-    if name == "blue-red":
-        # Blue, cyan, green, yellow, red at equal distances.
-        stops = torch.tensor([[0, 0, 1], [0, 1, 1], [0, 1, 0], [1, 1, 0], [1, 0, 0]], dtype=torch.float64)
+    if name in _STOPS:
+        stops = torch.tensor(_STOPS[name], dtype=torch.float64) / 255
         place = t * (len(stops) - 1)
         low = place.long().clamp(max=len(stops) - 2)
         rgb = torch.lerp(stops[low], stops[low + 1], (place - low)[:, None])

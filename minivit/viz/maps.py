@@ -22,6 +22,7 @@ def overlay(
     *,
     box: Box | None = None,
     colours: str = "blue-red",
+    bounds: tuple[float, float] | None = None,
     opacity: float = 0.5,
     smooth: bool = False,
     title: str = "",
@@ -36,7 +37,8 @@ def overlay(
         values_hw: one number for each patch, (h, w), or three, (h, w, 3).
         box: where in the photo the patches lie (left, upper, right, lower), as `preprocess.seen_box` tells; None is
             the whole photo.
-        colours: "blue-red", much in red, or "cubehelix", much in white.
+        colours: "blue-red", much in red, "cubehelix", much in white, or another of `colours.RAMPS`.
+        bounds: the numbers of the first and last colour instead, -m and m for numbers around 0.
         opacity: share of the map in each pixel, 0 to 1.
         smooth: interpolate between patches; otherwise every patch shows as the block it is.
         title: for the strip, one line or several.
@@ -46,7 +48,7 @@ def overlay(
     """
     if not 0 <= opacity <= 1:
         raise UsageError(f"opacity is {opacity}; it is a share, from 0 to 1")
-    painted = paint(photo, values_hw, box=box, colours=colours, opacity=opacity, smooth=smooth)
+    painted = paint(photo, values_hw, box=box, colours=colours, bounds=bounds, opacity=opacity, smooth=smooth)
     size = max(11, round(photo.width / 42))
     lines = title.split("\n")
     height = round(size * (1.3 * len(lines) + (3.1 if values_hw.ndim == 2 else 0.5)))
@@ -55,9 +57,9 @@ def overlay(
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size)
     margin, y = size // 2, photo.height + size // 4
     for i, line in enumerate(lines):
-        draw.text((margin, y + round(1.3 * size * i)), _fit(line, font, photo.width - 2 * margin), INK, font)
+        draw.text((margin, y + round(1.3 * size * i)), fit(line, font, photo.width - 2 * margin), INK, font)
     if values_hw.ndim == 2:
-        _, low, high = to_unit(values_hw)
+        _, low, high = to_unit(values_hw, *(bounds or ()))
         top = y + round(size * (1.3 * len(lines) + 0.2))
         draw_bar(sheet, (margin, top, photo.width - margin, top + size), colours, low, high, font)
     return sheet
@@ -69,6 +71,7 @@ def paint(
     *,
     box: Box | None = None,
     colours: str = "blue-red",
+    bounds: tuple[float, float] | None = None,
     opacity: float = 0.5,
     smooth: bool = False,
 ) -> Image.Image:
@@ -80,7 +83,7 @@ def paint(
     if values_hw.ndim == 3:
         coloured = image_from_rgb(components_to_rgb(values_hw)).resize(size, _filter(smooth))
     else:
-        unit, _, _ = to_unit(values_hw)
+        unit, _, _ = to_unit(values_hw, *(bounds or ()))
         # The numbers are interpolated, not their colours: between blue and red lies green, not violet.
         levels = _grey(unit).resize(size, _filter(smooth))
         coloured = levels.convert("P")
@@ -129,11 +132,11 @@ def sheet(
     across = names_width + columns * (w * patch + gap) + gap
     result = Image.new("RGB", (max(across, 420), head + rows * (h * patch + gap) + 4 * size), PAPER)
     draw = ImageDraw.Draw(result)
-    draw.text((gap, size // 2), _fit(title, font, result.width - 2 * gap), INK, font)
+    draw.text((gap, size // 2), fit(title, font, result.width - 2 * gap), INK, font)
     low, high = (None, None) if scale == "each" else (float(maps.min()), float(maps.max()))
     for c, name in enumerate(column_names):
         x = names_width + c * (w * patch + gap)
-        text = _fit(name, font, w * patch)
+        text = fit(name, font, w * patch)
         draw.text((x + (w * patch - font.getlength(text)) / 2, head - size - gap), text, INK, font)
     for r, name in enumerate(row_names):
         y = head + r * (h * patch + gap)
@@ -184,7 +187,7 @@ def _filter(smooth: bool) -> Image.Resampling:
     return Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+def fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
     """The text, cut with an ellipsis where it is longer than its place."""
     if font.getlength(text) <= width:
         return text
