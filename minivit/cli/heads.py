@@ -15,12 +15,12 @@ from minivit.cli.console import (
     add_model_option,
     add_run_options,
     columns,
-    find_pictures,
     load_model,
     positive,
     printable,
     say,
 )
+from minivit.cli.inputs import find_pictures
 from minivit.cli.picture import check_suffix, writing
 from minivit.errors import ImageError, UsageError
 
@@ -97,6 +97,8 @@ def readable(model: ViT, args: argparse.Namespace, failures: list[str]) -> Itera
     spec = image_spec_of(model)
     for name, picture in find_pictures(args.images, recursive=args.recursive):
         try:
+            if isinstance(picture, ImageError):
+                raise picture
             yield preprocess(picture, spec)
         except ImageError as error:
             failures.append(name)
