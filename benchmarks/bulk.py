@@ -1,4 +1,4 @@
-"""A folder of photos through a ViT: minivit end to end beside the model alone and beside its peers; memory; first record.
+"""A folder of photos through a ViT: minivit end to end beside the model alone and its peers; memory; first record.
 
     python benchmarks/bulk.py speed [--batch 8] [--images 32] [--rounds 3] [--size B/16] [--json FILE]
     python benchmarks/bulk.py memory [--files 1000,100000]
@@ -147,15 +147,13 @@ def speed(args: argparse.Namespace, scratch: Path) -> None:
             started = time.perf_counter()
             run()
             rates[name].append(len(paths) / (time.perf_counter() - started))
-    print(
-        f"{args.size}, batch {args.batch}, {'fast path' if args.fast else 'readable model'}, {len(paths)} photos of 500 x 400, torch threads {torch.get_num_threads()}"
-    )
+    path = "fast path" if args.fast else "readable model"
+    print(f"{args.size}, batch {args.batch}, {path}, {len(paths)} photos, {torch.get_num_threads()} torch threads")
     for name, samples in rates.items():
         shares = [ours / theirs for ours, theirs in zip(samples, rates[next(iter(rates))], strict=True)]
         text = " ".join(f"{rate:.2f}" for rate in samples)
-        print(
-            f"  {name:9} {statistics.median(samples):7.2f} images/s  {statistics.median(shares):6.1%} of model  [{text}]"
-        )
+        middle, share = statistics.median(samples), statistics.median(shares)
+        print(f"  {name:9} {middle:7.2f} images/s  {share:6.1%} of model  [{text}]")
     if args.json:
         names = ("torch", "transformers", "timm", "pillow")
         facts = {"size": args.size, "batch": args.batch, "fast": args.fast, "images": len(paths), "rates": rates}

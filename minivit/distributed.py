@@ -78,29 +78,31 @@ def run(
         {"records": how many, "failed": of them, those with an error}, counted in what was written.
 
     Raises:
-        UsageError: `out` is there already.
         WriteError: what was written is not one record for every input.
     """
     import ray
     from ray.data import ActorPoolStrategy
 
-    if Path(out).exists():
-        raise UsageError(f"-o {out}: is there already; the Ray engine writes a new folder")
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     on_gpu = job["constant"]["device"].startswith("cuda")
-    resources: dict[str, Any] = {"scheduling_strategy": "SPREAD", "max_task_retries": 3}
+    resources: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
     if on_gpu:
         workers = workers or int(sum(node.get("GPU", 0) for node in alive))
         resources["num_gpus"] = 1
     else:
         workers = workers or len(alive)
-        resources["num_cpus"] = max(
-            1, int(min(node["CPU"] for node in alive)) - 1
-        )  # one is left for reading and writing
+        least = int(min(node["CPU"] for node in alive))
+        resources["num_cpus"] = max(1, least - 1)  # one is left for reading and writing
     chunked = "paths" in dataset.columns()
+
+    class Holder(Worker):
+        """A Worker that brings its job along: one that is started again needs nothing of a node that may be lost."""
+
+        def __init__(self) -> None:
+            super().__init__(job)
+
     answered = dataset.map_batches(
-        Worker,
-        fn_constructor_args=(job,),
+        Holder,
         batch_size=1 if chunked else CHUNK,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=workers),

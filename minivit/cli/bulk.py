@@ -90,6 +90,8 @@ def check_engine(args: argparse.Namespace) -> None:
             raise UsageError(
                 "--engine ray writes a new folder of Parquet shards: name it with -o FOLDER, without --resume"
             )
+        if Path(args.out).exists():
+            raise UsageError(f"-o {args.out}: is there already; the Ray engine writes a new folder")
         if "-" in args.images:
             raise UsageError("--engine ray reads files; a picture on standard input is for one machine")
 
