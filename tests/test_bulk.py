@@ -537,7 +537,7 @@ def test_what_the_checkpoint_does_not_have_is_refused(capsys, model, folder, tmp
     for options, message in (
         (["--pool", "pooler"], "has no pooler in its checkpoint; use pool cls, mean, cls+mean, tokens"),
         (["--pool", "projection"], "has no projection in its checkpoint"),
-        (["--layer", "3"], "has 3 blocks; layer goes from -3 to 2, not 3"),
+        (["--layer", "3"], "has 3 blocks, so layer must lie from -3 to 2, not 3"),
         (["-o", "x.csv"], "embeddings are written as"),
     ):
         out = [] if "-o" in options else ["-o", str(tmp_path / "x.npy")]

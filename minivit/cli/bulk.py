@@ -205,7 +205,7 @@ def progress(args: argparse.Namespace) -> Iterator[Callable[[], object]]:
         return
     from tqdm import tqdm
 
-    with tqdm(unit=" pictures", dynamic_ncols=True, delay=0.5, smoothing=0.1) as bar:
+    with tqdm(unit=" pictures", dynamic_ncols=True, smoothing=0.1) as bar:
 
         def count() -> None:
             bar.total = count_inputs(args)
