@@ -15,7 +15,8 @@ every arm; the best classes must agree before anything is timed, and the arms ar
 
 `memory` is the peak resident size of `minivit classify FOLDER -o FILE.jsonl` with a tiny model on many small
 files; `first` the time from starting that command to its first record. `faults` kills a run again and again, at
-random moments, goes on with --resume each time, and compares what comes out with a run that was left alone. Needs: pip install '.[test]'.
+random moments, goes on with --resume each time, and compares what comes out with a run that was left alone.
+Needs: pip install '.[test]'.
 """
 
 from __future__ import annotations
@@ -270,8 +271,8 @@ def faults(args: argparse.Namespace, scratch: Path) -> None:
         subprocess.run(command(scratch, folder, "-b", "8", "-o", str(out), "--resume", verb=verb), check=True)
         files = ["", ".jsonl"] if verb == "embed" else [""]
         same = all(Path(f"{out}{end}").read_bytes() == Path(f"{whole}{end}").read_bytes() for end in files)
-        print(f"{sign.name} {len(grown)} times, {name}: whole lines after each {grown}, {ended} runs came to their end; "
-              f"{'equal' if same else 'DIFFERENT'} in the end")  # fmt: skip
+        print(f"{sign.name} {len(grown)} times, {name}: whole lines after each {grown}")
+        print(f"  {ended} runs came to their end; the file is {'equal' if same else 'DIFFERENT'}")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -449,11 +450,15 @@ def test_memory_does_not_grow_with_the_number_of_pictures(model, folder, tmp_pat
 
 def test_the_bar_is_for_terminals(model, folder, tmp_path):
     pty = pytest.importorskip("pty", reason="no terminals here")
+    import fcntl
+    import termios
+
     shown = {}
     for options in ((), ("--no-progress",)):
         parent, child = pty.openpty()
+        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
         out = tmp_path / f"labels{len(options)}.jsonl"
-        process = command("classify", *[str(folder)] * 40, "-m", model, "-o", str(out), *options, stderr=child)
+        process = command("classify", *[str(folder)] * 10, "-m", model, "-o", str(out), *options, stderr=child)
         os.close(child)
         text = b""
         while True:
@@ -468,7 +473,7 @@ def test_the_bar_is_for_terminals(model, folder, tmp_path):
         process.stdout.close()
         assert process.wait(60) == 3
         shown[options] = text.decode()
-    assert "1600" in shown[()], shown
+    assert "400" in shown[()], shown
     assert "pictures/s" in shown[()]
     assert shown[("--no-progress",)] == ""
 
