@@ -144,6 +144,17 @@ def test_pixels_are_those_of_preprocess_and_a_bad_picture_leaves_its_place_black
     ] + [None] * 3
 
 
+def test_a_resize_in_float32_is_the_one_of_preprocess(folder):
+    """As DINOv3 asks for: the arithmetic comes before the batch, in the reading thread."""
+    spec = minivit.ImageSpec(resize=(24, 40), resample="bicubic", float_resize=True, mean=(0.4, 0.5, 0.6))
+    paths = [str(folder / f"{i}.png") for i in (0, 1, 2)]
+    seen = []
+    list(
+        answer_all(map(Item, paths), lambda x: seen.append(x) or range(len(x)), spec, like=torch.empty(0), batch_size=3)
+    )
+    assert torch.equal(seen[0], torch.stack([minivit.preprocess(path, spec) for path in paths]))
+
+
 def test_neighbours_do_not_change_a_score_and_the_batch_only_its_rounding(model, folder):
     """Same batch size: the same bits, whoever is beside it. Another one: products of other shapes add up in another
     order, within 1e-5 in float32."""
@@ -536,6 +547,15 @@ def test_a_layer_is_that_of_the_trace(model, folder):
         assert torch.equal(minivit.embed(path, model=loaded, pool="cls", layer=layer), expected[:, 0])
         mean = expected[:, 1:].mean(1)
         assert torch.equal(minivit.embed(path, model=loaded, pool="mean", layer=layer), mean)
+
+
+def test_the_command_line_knows_the_pools_and_files_of_the_library():
+    from minivit.cli import embed
+    from minivit.predict import POOLS
+    from minivit.stores import SUFFIXES as STORES
+
+    assert embed.POOLS == POOLS
+    assert list(embed.FORMS) == [".jsonl", *STORES]
 
 
 def test_what_the_checkpoint_does_not_have_is_refused(capsys, model, folder, tmp_path):
