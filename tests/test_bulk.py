@@ -341,6 +341,26 @@ def test_a_changed_picture_is_answered_anew_and_other_inputs_are_refused(capsys,
     assert "is there already" in err
 
 
+def test_what_is_not_ours_is_left_as_it_is(capsys, model, folder, tmp_path):
+    for text in ("my notes, without a newline", '{"path": "mine"}\n{"path": "also mine"}'):
+        out = tmp_path / "notes.jsonl"
+        out.write_text(text)
+        code, _, err = run(capsys, "classify", str(folder), "-m", model, "-o", str(out), "--resume")
+        assert code == 2
+        assert "was not written by minivit" in err
+        assert out.read_text() == text
+
+
+def test_two_runs_do_not_write_one_file(capsys, model, folder, tmp_path):
+    from minivit.journal import Appender
+
+    other = Appender(tmp_path / "labels.jsonl")
+    code, _, err = run(capsys, "classify", str(folder), "-m", model, "-o", str(tmp_path / "labels.jsonl"), "--resume")
+    other.close()
+    assert code == 2
+    assert "another run is writing it" in err
+
+
 def test_a_finished_store_is_checked_and_never_changed(capsys, model, tmp_path):
     folder, out = tmp_path / "pictures", tmp_path / "vectors.safetensors"
     make_pictures(folder, 12)
