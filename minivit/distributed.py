@@ -59,7 +59,7 @@ def chunks(paths: Iterable[str], batch_size: int) -> Iterator[dict[str, Any]]:
     """Paths as the rows of a data set for `run`: whole batches, the same ones as on one machine."""
     size, start, paths = -(-CHUNK // batch_size) * batch_size, 0, iter(paths)
     while some := list(islice(paths, size)):
-        yield {"start": start, "count": len(some), "paths": some}
+        yield {"start": start, "count": len(some), "paths": list(map(os.fsencode, some))}
         start += len(some)
 
 
@@ -146,7 +146,8 @@ class Worker:
         pa, _ = import_pyarrow()
         rows = batch.to_pylist()
         if "paths" in batch.column_names:
-            given = [(start["start"] + i, path, path) for start in rows for i, path in enumerate(start["paths"])]
+            named = [(row["start"] + i, os.fsdecode(path)) for row in rows for i, path in enumerate(row["paths"])]
+            given: list[tuple[int | None, str, Any]] = [(index, path, path) for index, path in named]
         else:
             given = [(None, row["path"], BytesIO(row["bytes"]) if "bytes" in row else row["path"]) for row in rows]
         answers = answer_all(
