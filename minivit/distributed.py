@@ -118,7 +118,7 @@ class Worker:
 
     Args:
         job: {"model", "revision", "family", "dtype"}: as `load` takes them; "constant": the fields all records
-            share; "fast": whether on the fast path; "batch_size"; "readers"; and either "top_k" or "pool",
+            share, which say whether the fast path runs; "batch_size"; "readers"; and either "top_k" or "pool",
             "layer" and "norm".
     """
 

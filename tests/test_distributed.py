@@ -79,10 +79,10 @@ def workers() -> set[int]:
     return found
 
 
-def rows(out: Path) -> list[dict]:
+def rows(out: Path, by: str = "index") -> list[dict]:
     from minivit.stores import parquet_rows
 
-    return sorted(parquet_rows(out), key=lambda row: row["index"])
+    return sorted(parquet_rows(out), key=lambda row: row[by])
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker to kill in /proc")
@@ -110,15 +110,19 @@ def test_a_killed_worker_loses_and_doubles_nothing(cluster, folder, hf_checkpoin
     assert shards[77]["error"]["code"] == "truncated"
 
 
-def test_embeddings_in_shards_are_searched_as_a_store(cluster, folder, hf_checkpoint, tmp_path, capsys):
-    some = [str(folder / f"{i}.png") for i in (3, 1, 77, 2)]
-    out = tmp_path / "vectors"
-    process = start(cluster, "embed", *some, "-m", str(hf_checkpoint()), "--device", "cpu", "-o", str(out))
+def test_what_ray_lists_and_reads_is_embedded_and_searched_as_a_store(cluster, folder, hf_checkpoint, tmp_path, capsys):
+    some = tmp_path / "some"
+    some.mkdir()
+    for i in (3, 1, 77, 2):
+        (some / f"{i}.png").hardlink_to(folder / f"{i}.png")
+    out, model = tmp_path / "vectors", str(hf_checkpoint())
+    process = start(cluster, "embed", f"file://{some}", "-m", model, "--device", "cpu", "-o", str(out))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 3, err
-    assert main(["similar", some[1], str(out), "-k", "9", "--device", "cpu"]) == 0
+    assert main(["similar", str(some / "1.png"), str(out), "-k", "9", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"1.0000  {some[1]}"
-    assert sorted(line.split("  ")[1] for line in lines) == sorted([some[0], some[1], some[3]])
-    assert main(["embed", *some, "--engine", "ray", "-m", str(hf_checkpoint()), "-o", str(out)]) == 2
+    assert lines[0] == f"1.0000  {some / '1.png'}"
+    assert sorted(line.split("  ")[1] for line in lines) == [str(some / f"{i}.png") for i in (1, 2, 3)]
+    assert [row["error"]["code"] for row in rows(out, by="path") if "error" in row] == ["truncated"]
+    assert main(["embed", str(some), "--engine", "ray", "-m", model, "-o", str(out)]) == 2
     assert "is there already" in capsys.readouterr().err
