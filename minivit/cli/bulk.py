@@ -68,14 +68,14 @@ def batch_size(args: argparse.Namespace, model: ViT) -> int:
 
 
 def choose_path(args: argparse.Namespace, model: ViT) -> tuple[Iterator[Found], bool]:
-    """The inputs, and whether there are enough of them for the fast path; paths on standard input count as many.
+    """The inputs, and whether there are enough of them for the fast path; a list that cannot be counted is long.
 
     It depends on the inputs alone, so that a resumed run takes the path of the first one.
     """
     from minivit.fast import TOKENS_THAT_PAY, pays
 
     found = find_inputs(args)
-    if args.from_file == "-":
+    if args.from_file == "-" or any("://" in name for name in args.images):
         return found, not args.no_fast and pays(model, TOKENS_THAT_PAY)
     first = list(islice(found, TOKENS_THAT_PAY // model.config.layout.count + 1))
     return chain(first, found), not args.no_fast and pays(model, len(first))
