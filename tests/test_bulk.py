@@ -202,6 +202,13 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
     assert isinstance(second[1], ImageError)
 
 
+def test_a_link_to_itself_does_not_hide_its_folder(tmp_path):
+    (tmp_path / "2.png").symlink_to("2.png")
+    (tmp_path / "1.png").touch()
+    found = [name for name, _ in find_pictures([str(tmp_path)], recursive=True)]
+    assert found == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
+
+
 def test_a_pipe_among_the_pictures_is_refused_not_waited_for(capsys, model, tmp_path):
     os.mkfifo(tmp_path / "1.png")
     code, out, _ = run(capsys, "classify", str(tmp_path), "-m", model, "--jsonl")
