@@ -36,6 +36,7 @@ ARROWS = {
     "records": {"bulk", "config", "model", "swin"},
     "journal": set(),
     "stores": {"journal"},
+    "distributed": {"bulk", "fast", "predict", "records", "stores", "weights"},
     "photos": {"config", "preprocess", "recipe"},
     "train": {"config", "model", "photos", "preprocess", "recipe", "weights"},
     "evaluate": {"config", "model", "photos", "preprocess", "recipe"},
@@ -119,7 +120,7 @@ def test_version_and_import_are_light():
 def test_classify_imports_only_the_four_packages():
     """What a run of the model needs: torch, safetensors, pillow (and the hub for downloads), nothing else by us."""
     allowed = {"torch", "safetensors", "PIL", "huggingface_hub", "tqdm"}  # tqdm comes with huggingface_hub
-    extras = {"stores": {"pyarrow"}, "tokenizer": {"tokenizers"}}
+    extras = {"stores": {"pyarrow"}, "tokenizer": {"tokenizers"}, "distributed": {"ray"}}
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
