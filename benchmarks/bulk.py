@@ -1,8 +1,9 @@
-"""A folder of photos through a ViT: minivit end to end beside the model alone and beside its peers; memory; first record.
+"""A folder of photos through a ViT: minivit end to end beside the model alone and its peers; memory; first record.
 
     python benchmarks/bulk.py speed [--batch 8] [--images 32] [--rounds 3] [--size B/16] [--json FILE]
     python benchmarks/bulk.py memory [--files 1000,100000]
     python benchmarks/bulk.py first [--files 100000]
+    python benchmarks/bulk.py faults [--kills 20]
 
 `speed` classifies generated JPEG photos of 500 x 400, decoding included, with one set of random weights in
 every arm; the best classes must agree before anything is timed, and the arms are interleaved, round by round:
@@ -13,7 +14,9 @@ every arm; the best classes must agree before anything is timed, and the arms ar
     pipeline     transformers' image-classification pipeline over the list of paths
 
 `memory` is the peak resident size of `minivit classify FOLDER -o FILE.jsonl` with a tiny model on many small
-files; `first` the time from starting that command to its first record. Needs: pip install '.[test]'.
+files; `first` the time from starting that command to its first record. `faults` kills a run again and again, at
+random moments, goes on with --resume each time, and compares what comes out with a run that was left alone.
+Needs: pip install '.[test]'.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ import argparse
 import json
 import os
 import platform
+import random
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -37,13 +43,13 @@ def make_photos(folder: Path, count: int) -> list[str]:
     import torch
     from PIL import Image
 
-    random = torch.Generator().manual_seed(0)
+    noise = torch.Generator().manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for i in range(count):
-        coarse = torch.rand(1, 3, 8, 10, generator=random)
+        coarse = torch.rand(1, 3, 8, 10, generator=noise)
         smooth = torch.nn.functional.interpolate(coarse, (400, 500), mode="bicubic", align_corners=False)[0]
-        grain = torch.randn(3, 400, 500, generator=random) * 0.04
+        grain = torch.randn(3, 400, 500, generator=noise) * 0.04
         levels = ((smooth + grain).clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).contiguous()
         paths.append(str(folder / f"photo{i:05}.jpg"))
         Image.frombytes("RGB", (500, 400), bytes(levels.flatten().tolist())).save(paths[-1], quality=90)
@@ -147,15 +153,13 @@ def speed(args: argparse.Namespace, scratch: Path) -> None:
             started = time.perf_counter()
             run()
             rates[name].append(len(paths) / (time.perf_counter() - started))
-    print(
-        f"{args.size}, batch {args.batch}, {'fast path' if args.fast else 'readable model'}, {len(paths)} photos of 500 x 400, torch threads {torch.get_num_threads()}"
-    )
+    path = "fast path" if args.fast else "readable model"
+    print(f"{args.size}, batch {args.batch}, {path}, {len(paths)} photos, {torch.get_num_threads()} torch threads")
     for name, samples in rates.items():
         shares = [ours / theirs for ours, theirs in zip(samples, rates[next(iter(rates))], strict=True)]
         text = " ".join(f"{rate:.2f}" for rate in samples)
-        print(
-            f"  {name:9} {statistics.median(samples):7.2f} images/s  {statistics.median(shares):6.1%} of model  [{text}]"
-        )
+        middle, share = statistics.median(samples), statistics.median(shares)
+        print(f"  {name:9} {middle:7.2f} images/s  {share:6.1%} of model  [{text}]")
     if args.json:
         names = ("torch", "transformers", "timm", "pillow")
         facts = {"size": args.size, "batch": args.batch, "fast": args.fast, "images": len(paths), "rates": rates}
@@ -181,23 +185,23 @@ def make_files(scratch: Path, count: int) -> Path:
     folder = scratch / f"files-{count}"
     if not folder.is_dir():
         folder.mkdir(parents=True)
-        random = torch.Generator().manual_seed(0)
+        noise = torch.Generator().manual_seed(0)
         for i in range(count):
             path = folder / f"{i}.png"
             if i < 100:
-                levels = torch.randint(256, (40 * 30 * 3,), generator=random, dtype=torch.uint8)
+                levels = torch.randint(256, (40 * 30 * 3,), generator=noise, dtype=torch.uint8)
                 Image.frombytes("RGB", (40, 30), bytes(levels.tolist())).save(path)
             else:
                 os.link(folder / f"{i % 100}.png", path)
     return folder
 
 
-def command(scratch: Path, folder: Path, *arguments: str) -> list[str]:
-    """minivit classify of a folder with a tiny model."""
+def command(scratch: Path, folder: Path, *arguments: str, verb: str = "classify") -> list[str]:
+    """minivit classify, or embed, of a folder with a tiny model."""
     tiny = scratch / "tiny"
     if not tiny.is_dir():
         subprocess.run([sys.executable, "-c", TINY, str(tiny)], check=True)
-    return [sys.executable, "-m", "minivit", "classify", str(folder), "-m", str(tiny), "--device", "cpu", *arguments]
+    return [sys.executable, "-m", "minivit", verb, str(folder), "-m", str(tiny), "--device", "cpu", *arguments]
 
 
 def memory(args: argparse.Namespace, scratch: Path) -> None:
@@ -230,10 +234,52 @@ def first(args: argparse.Namespace, scratch: Path) -> None:
         print(f"{count:>7} files: first record after {statistics.median(samples):.2f} s")
 
 
+def faults(args: argparse.Namespace, scratch: Path) -> None:
+    """SIGKILL and SIGINT at random moments, then --resume: the bytes of a run that was left alone."""
+    folder = make_files(scratch, 20000)
+    chance = random.Random(0)
+    for sign, name in (
+        (signal.SIGKILL, "labels.jsonl"),
+        (signal.SIGKILL, "vectors.npy"),
+        (signal.SIGINT, "labels.jsonl"),
+    ):
+        whole, out = scratch / f"whole-{name}", scratch / name
+        for path in (whole, out, Path(f"{whole}.jsonl"), Path(f"{out}.jsonl")):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(f"{out}.partial", ignore_errors=True)
+        verb = "classify" if name.startswith("labels") else "embed"
+        started = time.perf_counter()
+        subprocess.run(command(scratch, folder, "-b", "8", "-o", str(whole), verb=verb), check=True)
+        seconds = time.perf_counter() - started
+        grown, ended = [], 0
+        for _ in range(args.kills):
+            process = subprocess.Popen(
+                command(scratch, folder, "-b", "8", "-o", str(out), "--resume", verb=verb), stderr=subprocess.DEVNULL
+            )
+            try:
+                process.wait(chance.uniform(0.2, 1) * seconds)
+                ended += 1
+                continue
+            except subprocess.TimeoutExpired:
+                process.send_signal(sign)
+                process.wait()
+            journal = Path(f"{out}.partial/records.jsonl") if verb == "embed" else out
+            lines = journal.read_bytes().split(b"\n")[:-1] if journal.exists() else []
+            for line in lines:
+                json.loads(line)
+            grown.append(len(lines))
+        subprocess.run(command(scratch, folder, "-b", "8", "-o", str(out), "--resume", verb=verb), check=True)
+        files = ["", ".jsonl"] if verb == "embed" else [""]
+        same = all(Path(f"{out}{end}").read_bytes() == Path(f"{whole}{end}").read_bytes() for end in files)
+        print(f"{sign.name} {len(grown)} times, {name}: whole lines after each {grown}")
+        print(f"  {ended} runs came to their end; the file is {'equal' if same else 'DIFFERENT'}")
+
+
 def main() -> None:
-    """Run one of the three."""
+    """Run one of the four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "memory", "first"))
+    parser.add_argument("what", choices=("speed", "memory", "first", "faults"))
+    parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
@@ -246,7 +292,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         scratch = args.scratch or Path(temporary)
-        {"speed": speed, "memory": memory, "first": first}[args.what](args, scratch)
+        {"speed": speed, "memory": memory, "first": first, "faults": faults}[args.what](args, scratch)
 
 
 if __name__ == "__main__":

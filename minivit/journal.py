@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minivit.errors import UsageError, WriteError
+
+HEAD = b'{"schema": 1, "path": "'  # how every line begins
 
 
 class Known(NamedTuple):
@@ -24,7 +27,7 @@ class Appender:
     """A file that grows by whole pieces: one that does not fit is taken back. Unbuffered: a kill loses nothing.
 
     Raises:
-        UsageError: it cannot be opened for writing.
+        UsageError: it cannot be opened for writing, or another process has it open for that.
         WriteError: a piece cannot be written, or the file is no longer where it was; the pieces before it stay.
     """
 
@@ -35,6 +38,11 @@ class Appender:
             self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             self.regular = stat.S_ISREG(os.fstat(self.fd).st_mode)
             self.size = os.lseek(self.fd, 0, os.SEEK_END) if self.regular else 0
+            if self.regular:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self.fd)
+            raise UsageError(f"{self.path}: another run is writing it") from None
         except OSError as error:
             raise UsageError(f"{self.path}: cannot be written ({error.strerror})") from None
 
@@ -96,7 +104,11 @@ class Journal:
         if self.path.is_file() and self.path.stat().st_size and not resume:
             raise UsageError(f"{path}: is there already; --resume continues it, or name another file")
         self.file = Appender(path)
-        self.count = self._repair() if self.file.regular and self.file.size else 0
+        try:
+            self.count = self._repair() if self.file.regular and self.file.size else 0
+        except UsageError:
+            self.file.close()
+            raise
         self.changed: dict[int, bytes] = {}  # lines that differ from what stands there, until they are written
 
     def known(self) -> Iterator[Known]:
@@ -160,7 +172,10 @@ class Journal:
         last = b""
         with self.path.open("rb") as file:
             for line in file:
-                if not line.endswith(b"\n"):
+                torn = not line.endswith(b"\n")
+                if (torn or not count) and line[: len(HEAD)] != HEAD[: len(line)]:
+                    raise UsageError(f"{self.path}: was not written by minivit, so it is left as it is")
+                if torn:
                     break
                 count, end, last = count + 1, end + len(line), line
         if count and _parse(last) is None:  # as a machine that lost its power can leave it

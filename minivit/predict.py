@@ -54,7 +54,7 @@ def iter_classify(
     Raises:
         CheckpointError: the model has no head or no preprocessing.
     """
-    model = _loaded(model)
+    model = picture_model(model)
     for one in _answers(pictures, model, classifier(model, top_k), batch_size, readers):
         top = [] if one.error else one.value
         yield Classified(picture=one.picture, top=top, error=one.error, warnings=one.warnings)  # type: ignore[arg-type]
@@ -94,7 +94,7 @@ def embed(
         UsageError: a pool or layer the checkpoint does not have.
         ImageError: the first picture that cannot be read.
     """
-    model = _loaded(model)
+    model = picture_model(model)
     rows = []
     for one in _answers(_several(images), model, embedder(model, pool, layer=layer, norm=norm), batch_size, None):
         if one.error:
@@ -212,7 +212,7 @@ def _several(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
     return [images] if one else images  # type: ignore[list-item, return-value]
 
 
-def _loaded(model: ViT | CLIP | Swin | str | os.PathLike[str]) -> ViT | Swin:
+def picture_model(model: ViT | CLIP | Swin | str | os.PathLike[str]) -> ViT | Swin:
     """The model that reads the pictures: of two towers, the image tower."""
     given = load(model) if isinstance(model, (str, os.PathLike)) else model
     return given.image if isinstance(given, CLIP) else given

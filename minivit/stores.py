@@ -287,9 +287,22 @@ def _with_vectors(records: list[dict[str, Any]], dtype: torch.dtype) -> tuple[li
     return records, torch.stack([nothing if not v else torch.tensor(v, dtype=dtype) for v in vectors])
 
 
+def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a Parquet file or of a folder of shards, as far as they are no vectors."""
+    _, pq = import_pyarrow()
+    for file in _shards(path):
+        columns = [name for name in pq.read_schema(file).names if name != "embedding"]
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=1024, columns=columns):
+            yield from map(_from_columns, batch.to_pylist())
+
+
+def _shards(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+
+
 def _read_parquet(path: Path) -> Iterator[tuple[list[dict[str, Any]], Tensor]]:
     _, pq = import_pyarrow()
-    for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
+    for file in _shards(path):
         for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
             if not batch.num_rows:
                 continue

@@ -497,3 +497,13 @@ def test_every_layer_is_read_into_the_space_of_texts(clip):
             expected = F.normalize(cls, dim=-1) @ texts.T * model.logit_scale.exp()
             assert (zero_shot.answer(t[f"blocks.{i}.resid_post"]) - expected).abs().max() <= 1e-12
         assert (zero_shot.answer(t["blocks.1.resid_post"]) - t["logits"]).abs().max() <= 1e-12
+
+
+def test_the_lens_reads_labels_and_attribution_refuses_a_cosine(clip, photo, capsys):
+    options = [str(photo), "--model", str(clip[0]), "--labels", "a dog", "two cats"]
+    assert main(["lens", *options, "--class", "a dog", "--json"]) == 0
+    text = capsys.readouterr().out
+    assert "a dog" in text and "two cats" in text
+    zero_shot = minivit.load(clip[0]).zero_shot(["a dog", "two cats"])
+    with pytest.raises(UsageError, match="a cosine head divides"):
+        minivit.study.attribute(zero_shot, torch.zeros(1, 3, 40, 40))

@@ -36,6 +36,7 @@ ARROWS = {
     "records": {"bulk", "config", "model", "swin"},
     "journal": set(),
     "stores": {"journal"},
+    "distributed": {"bulk", "fast", "predict", "records", "stores", "weights"},
     "photos": {"config", "preprocess", "recipe"},
     "train": {"config", "model", "photos", "preprocess", "recipe", "weights"},
     "evaluate": {"config", "model", "photos", "preprocess", "recipe"},
@@ -122,6 +123,7 @@ def test_version_and_import_are_light():
 
 # Packages of an extra, and the one file that may import them.
 EXTRAS = {
+    "distributed.py": {"ray"},
     "peers.py": {"transformers", "timm", "torchvision"},
     "stores.py": {"pyarrow"},
     "tokenizer.py": {"tokenizers"},

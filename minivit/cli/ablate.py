@@ -19,6 +19,7 @@ from minivit.cli.console import (
     printable,
 )
 from minivit.cli.picture import check_suffix, open_photo, pixels_for, say_notes, show, writing
+from minivit.cli.texts import add_label_options
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-b", "--batch-size", type=positive, default=8, metavar="B", help="parts of a scan at once (8)")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
     parser.add_argument("-o", "--out", metavar="FILE", help="draw a scan, FILE.png")
+    add_label_options(parser)
     add_model_option(parser)
     add_hub_options(parser)
     add_run_options(parser)
@@ -110,7 +112,10 @@ def run(args: argparse.Namespace) -> int:
     say_notes(args.image, notes)
     model = load_model(args)
     if not model.config.classes:
-        raise UsageError(f"{model.name}: has no classifier, so there is no logit to watch; name a model with a head")
+        raise UsageError(
+            f"{model.name}: has no classifier, so there is no logit to watch; name a model with a head, "
+            "or --labels where it has a text tower"
+        )
     pixels_BCHW, spec = pixels_for(model, photo)
     target = find_class(model, pixels_BCHW, getattr(args, "class"))
     about = {"model": model.name, "revision": model.revision, "device": str(pixels_BCHW.device)}

@@ -34,6 +34,14 @@ def add_bulk_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-fast", action="store_true", help="run the readable model even where packing its weights first pays"
     )
+    parser.add_argument(
+        "--engine",
+        default="local",
+        choices=("local", "ray"),
+        help="ray spreads the pictures over a Ray cluster and writes -o FOLDER of Parquet shards",
+    )
+    parser.add_argument("--address", metavar="ADDRESS", help="of the Ray cluster: auto, or HOST:PORT; else a new one")
+    parser.add_argument("--workers", type=positive, metavar="N", help="models on the Ray cluster (one for each node)")
     parser.add_argument("--resume", action="store_true", help="continue the interrupted run that wrote -o FILE")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar, even on a terminal")
 
@@ -60,17 +68,68 @@ def batch_size(args: argparse.Namespace, model: ViT) -> int:
 
 
 def choose_path(args: argparse.Namespace, model: ViT) -> tuple[Iterator[Found], bool]:
-    """The inputs, and whether there are enough of them for the fast path; paths on standard input count as many.
+    """The inputs, and whether there are enough of them for the fast path; a list that cannot be counted is long.
 
     It depends on the inputs alone, so that a resumed run takes the path of the first one.
     """
     from minivit.fast import TOKENS_THAT_PAY, pays
 
     found = find_inputs(args)
-    if args.from_file == "-":
+    if args.from_file == "-" or any("://" in name for name in args.images):
         return found, not args.no_fast and pays(model, TOKENS_THAT_PAY)
     first = list(islice(found, TOKENS_THAT_PAY // model.config.layout.count + 1))
     return chain(first, found), not args.no_fast and pays(model, len(first))
+
+
+def check_engine(args: argparse.Namespace) -> None:
+    """Refuse options that the engine cannot honour."""
+    if args.engine == "local" and (args.address or args.workers):
+        raise UsageError("--address and --workers are of --engine ray")
+    if args.engine == "ray":
+        if getattr(args, "labels", None) or getattr(args, "labels_file", None):
+            raise UsageError("--engine ray answers with the checkpoint's own classes; --labels is for --engine local")
+        if not args.out or args.resume:
+            raise UsageError(
+                "--engine ray writes a new folder of Parquet shards: name it with -o FOLDER, without --resume"
+            )
+        if Path(args.out).exists():
+            raise UsageError(f"-o {args.out}: is there already; the Ray engine writes a new folder")
+        if "-" in args.images:
+            raise UsageError("--engine ray reads files; a picture on standard input is for one machine")
+
+
+def answer_on_ray(args: argparse.Namespace, found: Iterator[Found], constant: dict[str, Any], **answer: Any) -> int:
+    """Every picture found through the Ray engine into the folder -o; returns the exit code.
+
+    Inputs with a scheme, such as s3://bucket/photos, are listed and read by Ray.
+
+    Args:
+        answer: what the workers answer with: top_k, or pool, layer and norm.
+    """
+    from minivit import distributed
+
+    ray = distributed.start(args.address, quiet=args.no_progress or not sys.stderr.isatty())
+    remote = [name for name in args.images if "://" in name]
+    if remote and len(remote) < len(args.images):
+        raise UsageError("--engine ray reads local pictures or addresses such as s3://..., not both in one run")
+    if remote:
+        dataset = ray.data.read_binary_files(remote, include_paths=True)
+    else:
+        names = (name for name, _ in found)
+        dataset = ray.data.from_items(list(distributed.chunks(names, constant["run"]["batch_size"])))
+    job = {
+        "model": args.model if args.model != "auto" else constant["model"],
+        "revision": constant["revision"] or args.revision,
+        "family": args.family,
+        "dtype": args.dtype,
+        "batch_size": constant["run"]["batch_size"],
+        "readers": args.readers,
+        "constant": constant,
+        **answer,
+    }
+    counted = distributed.run(dataset, args.out, job, workers=args.workers)
+    say(f"{args.out}: {counted['records']} records, {counted['failed']} of them errors")
+    return 3 if counted["failed"] else 0
 
 
 def answer_inputs(
@@ -148,7 +207,7 @@ def progress(args: argparse.Namespace) -> Iterator[Callable[[], object]]:
         return
     from tqdm import tqdm
 
-    with tqdm(unit=" pictures", dynamic_ncols=True, delay=0.5, smoothing=0.1) as bar:
+    with tqdm(unit=" pictures", dynamic_ncols=True, smoothing=0.1) as bar:
 
         def count() -> None:
             bar.total = count_inputs(args)

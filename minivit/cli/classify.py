@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.bulk import Stdout, add_bulk_options, answer_inputs, batch_size, choose_path
+from minivit.cli.bulk import (
+    Stdout,
+    add_bulk_options,
+    answer_inputs,
+    answer_on_ray,
+    batch_size,
+    check_engine,
+    choose_path,
+)
 from minivit.cli.console import (
     add_hub_options,
     add_model_option,
@@ -60,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from minivit.records import constants
 
     check_inputs(args)
+    check_engine(args)
     suffix = Path(args.out).suffix[1:] if args.out else ""
     form = args.form or (suffix if suffix in WRITERS else "text")
     if args.resume and not (args.out and form == "jsonl"):
@@ -69,8 +78,10 @@ def run(args: argparse.Namespace) -> int:
         say(f"{model.name} names no classes; the numbers are the outputs of its head")
     found, fast = choose_path(args, model)
     settings = {"dtype": args.dtype, "batch_size": batch_size(args, model), "fast": fast, "top_k": args.top_k}
-    journalled = bool(args.out) and form == "jsonl"
+    journalled = args.engine == "ray" or (bool(args.out) and form == "jsonl")
     constant = constants(model, **settings) if journalled else constants(model)
+    if args.engine == "ray":
+        return answer_on_ray(args, found, constant, top_k=args.top_k)
     model = optimize(model) if fast else model
     answer = classifier(model, args.top_k)
     sink = Journal(args.out, constant, resume=args.resume) if journalled else WRITERS[form](Stdout(args.out))

@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.bulk import Sink, Stdout, add_bulk_options, answer_inputs, batch_size, choose_path
+from minivit.cli.bulk import (
+    Sink,
+    Stdout,
+    add_bulk_options,
+    answer_inputs,
+    answer_on_ray,
+    batch_size,
+    check_engine,
+    choose_path,
+)
 from minivit.cli.classify import JsonLinesWriter
 from minivit.cli.console import add_hub_options, add_model_option, add_run_options, load_picture_model
 from minivit.cli.inputs import add_input_options, check_inputs
@@ -63,10 +72,18 @@ def run(args: argparse.Namespace) -> int:
 
     if args.text is None:
         check_inputs(args)
-    elif args.images or args.from_file is not None or args.pool or args.layer is not None or args.resume:
-        raise UsageError("--text takes texts alone, without pictures, --pool, --layer or --resume")
+    elif (
+        args.images
+        or args.from_file is not None
+        or args.pool
+        or args.layer is not None
+        or args.resume
+        or args.engine != "local"
+    ):
+        raise UsageError("--text takes texts alone, without pictures, --pool, --layer, --resume or --engine")
+    check_engine(args)
     suffix = Path(args.out).suffix if args.out else None
-    if suffix not in (None, *FORMS):
+    if args.engine == "local" and suffix not in (None, *FORMS):
         raise UsageError(f"-o {args.out}: embeddings are written as {', '.join(FORMS)}")
     if args.resume and not args.out:
         raise UsageError("--resume continues a file: name it with -o FILE")
@@ -84,6 +101,9 @@ def run(args: argparse.Namespace) -> int:
         norm=args.norm,
         preprocessing=preprocessing(image_spec_of(model)),
     )
+    if args.engine == "ray":
+        embedder(model, args.pool, layer=args.layer, norm=args.norm)  # refuses here what every worker would
+        return answer_on_ray(args, found, constant, pool=args.pool, layer=args.layer, norm=args.norm)
     model = optimize(model) if fast else model
     embeddings = embedder(model, args.pool, layer=args.layer, norm=args.norm)
     dtype = torch.float64 if args.dtype == "float64" else torch.float32

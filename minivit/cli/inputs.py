@@ -104,19 +104,27 @@ def _walk(folder: str, recursive: bool, suffixes: frozenset[str]) -> Iterator[Fo
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if _is_folder(entry):
                     if recursive and not entry.is_symlink():
                         folders.append(entry.name)
                 elif os.path.splitext(entry.name)[1].lower() in suffixes:
                     files.append(entry.name)
     except OSError as error:
-        yield folder, ImageError("no_permission", f"{folder}: the folder cannot be listed ({error.strerror})")
+        code = "no_permission" if isinstance(error, PermissionError) else "unreadable"
+        yield folder, ImageError(code, f"{folder}: the folder cannot be listed ({error.strerror})")
         return
     files.sort(key=natural)
     yield from ((path, path) for path in (os.path.join(folder, name) for name in files))
     del files
     for name in sorted(folders, key=natural):
         yield from _walk(os.path.join(folder, name), recursive, suffixes)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; reading it says so
+        return False
 
 
 def _open_list(name: str) -> IO[bytes]:

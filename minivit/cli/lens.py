@@ -11,6 +11,7 @@ from minivit.cli.attention import class_name, find_class
 from minivit.cli.console import add_hub_options, add_model_option, add_run_options, columns, load_model, printable
 from minivit.cli.info import POOLED
 from minivit.cli.picture import check_suffix, open_photo, pixels_for, say_notes, writing
+from minivit.cli.texts import add_label_options
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--class", metavar="NAME|INDEX", help="the class to follow (the final answer)")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
     parser.add_argument("-o", "--out", metavar="FILE", help="draw it, FILE.png: probabilities, or maps of labels")
+    add_label_options(parser)
     add_model_option(parser)
     add_hub_options(parser)
     add_run_options(parser)
@@ -66,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
     say_notes(args.image, notes)
     model = load_model(args)
     if not model.config.classes:
-        raise UsageError(f"{model.name}: has no classifier, so a lens has no labels to show; name a model with a head")
+        raise UsageError(
+            f"{model.name}: has no classifier, so a lens has no labels to show; name a model with a head, "
+            "or --labels where it has a text tower"
+        )
     pixels_BCHW, spec = pixels_for(model, photo)
     reading = read(model, pixels_BCHW, getattr(args, "class"), patches=args.patches)
     grid = model.layout_of(pixels_BCHW).grid if args.patches else None

@@ -56,7 +56,7 @@ def attribute(model: ViT, pixels_BCHW: Tensor, *, target: int | Tensor | None = 
         target: the class, one number for all pictures or (B,); None is the class each picture is given.
 
     Raises:
-        UsageError: no head, no such class, or a pooling that is not linear, an attention pool or a tanh layer.
+        UsageError: no head, no such class, or what is not linear: an attention pool, a tanh layer, a cosine head.
     """
     config = model.config
     if not config.classes:
@@ -64,6 +64,10 @@ def attribute(model: ViT, pixels_BCHW: Tensor, *, target: int | Tensor | None = 
     if model.attn_pool is not None or model.pooler is not None:
         between = "an attention pool" if model.attn_pool is not None else "a tanh layer"
         raise UsageError(f"{between} stands between the blocks and the head: the logit is no sum of what they wrote")
+    if config.head == "cosine":
+        raise UsageError(
+            "a cosine head divides by the length of what it reads: the logit is no sum of what blocks wrote"
+        )
     last = f"blocks.{config.depth - 1}.resid_post"
     parts = ["embed.tokens", "blocks.*.attn.mix", "blocks.*.mlp.out", last]
     read = {"cls": ["cls"], "cls&dist": ["cls", "dist"], "mean": ["patches"], "cls+mean": ["cls", "patches"]}
