@@ -236,7 +236,7 @@ def first(args: argparse.Namespace, scratch: Path) -> None:
 
 def faults(args: argparse.Namespace, scratch: Path) -> None:
     """SIGKILL and SIGINT at random moments, then --resume: the bytes of a run that was left alone."""
-    folder = make_files(scratch, 20000)
+    folder = make_files(scratch, 4000)
     chance = random.Random(0)
     for sign, name in (
         (signal.SIGKILL, "labels.jsonl"),
@@ -248,17 +248,21 @@ def faults(args: argparse.Namespace, scratch: Path) -> None:
             path.unlink(missing_ok=True)
         shutil.rmtree(f"{out}.partial", ignore_errors=True)
         verb = "classify" if name.startswith("labels") else "embed"
+        alone = command(scratch, folder, "-b", "8", "-o", str(whole), verb=verb)
         started = time.perf_counter()
-        subprocess.run(command(scratch, folder, "-b", "8", "-o", str(whole), verb=verb), check=True)
+        subprocess.run(alone, check=True)
         seconds = time.perf_counter() - started
-        grown, ended = [], 0
-        for _ in range(args.kills):
+        grown: list[int] = []
+        ended = 0
+        while len(grown) < args.kills:
             process = subprocess.Popen(
                 command(scratch, folder, "-b", "8", "-o", str(out), "--resume", verb=verb), stderr=subprocess.DEVNULL
             )
             try:
                 process.wait(chance.uniform(0.2, 1) * seconds)
                 ended += 1
+                for path in (out, Path(f"{out}.jsonl")):
+                    path.unlink(missing_ok=True)
                 continue
             except subprocess.TimeoutExpired:
                 process.send_signal(sign)
@@ -272,7 +276,9 @@ def faults(args: argparse.Namespace, scratch: Path) -> None:
         files = ["", ".jsonl"] if verb == "embed" else [""]
         same = all(Path(f"{out}{end}").read_bytes() == Path(f"{whole}{end}").read_bytes() for end in files)
         print(f"{sign.name} {len(grown)} times, {name}: whole lines after each {grown}")
-        print(f"  {ended} runs came to their end; the file is {'equal' if same else 'DIFFERENT'}")
+        print(
+            f"  {ended} runs ended before that and were begun again; the file is {'equal' if same else 'DIFFERENT'}"
+        )
 
 
 def main() -> None:
