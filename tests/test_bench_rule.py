@@ -7,6 +7,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from torch import Tensor
 
 from minivit.attention import SelfAttention, attend_reference
 from minivit.bench.checks import CHECKS
@@ -221,3 +222,19 @@ def test_inputs_are_what_they_are_called():
     for dtype in ALL_DTYPES:
         for name in VALUES:
             assert all(x.isfinite().all() for x in rounded(VALUES[name](spec(dtype), seeded()), spec(dtype)))
+
+
+def test_logits_added_up_one_after_the_other_are_honest():
+    """Two keys round less than the 128 products in each of their logits: the floor counts the longer sum."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        logits = torch.zeros(*q.shape[:3], k.shape[2])
+        for i in range(q.shape[-1]):
+            logits = logits + q[..., i, None] * k[..., None, :, i]
+        return (logits * scale).softmax(-1) @ v
+
+    two = spec(batch=1, heads=16, tokens=2, head_dim=128)
+    for seed in range(40):
+        q, k, v = VALUES["first-key"](two, seeded(seed))
+        verdict = judge_rows(attend(q, k, v, scale=two.scale), q, k, v, rows=torch.arange(2), scale=two.scale)
+        assert verdict.right, (seed, verdict)

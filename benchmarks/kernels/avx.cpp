@@ -132,6 +132,13 @@ struct Pairs {
   static Vec multiply_add(Word a, Vec b, Vec sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(a), (__m512bh)b);
   }
+  // Two vectors of floats, rounded, as one of pairs.
+  static Vec round(Vec low, Vec high) { return (Vec)_mm512_cvtne2ps_pbh(high, low); }
+  static Vec add_both(Vec pairs, Vec sum) { return multiply_add(0x3f803f80, pairs, sum); }  // times 1, twice
+  // Number by number, two rows that were widened from bfloat16: its bits, then 16 zeros.
+  static Vec zip(Vec low, Vec high) {
+    return (Vec)_mm512_or_si512((__m512i)high, _mm512_srli_epi32((__m512i)low, 16));
+  }
 };
 #endif
 
@@ -295,11 +302,8 @@ struct Worker {
         for (int64_t t = 0; t < v.vectors; ++t) store((float*)v.at(m, t), load(value + t * LANES));
       } else {
         const T* after = m + 1 < keys ? next_rows.read(from + (m + 1) * stride) : rows.zeros.data();
-        for (int64_t t = 0; t < v.vectors; ++t) {
-          // A float that was widened from bfloat16 is its bits, then 16 zeros.
-          const __m512i low = _mm512_srli_epi32((__m512i)load(value + t * LANES), 16);
-          store((float*)v.at(m / 2, t), (Vec)_mm512_or_si512((__m512i)load(after + t * LANES), low));
-        }
+        for (int64_t t = 0; t < v.vectors; ++t)
+          store((float*)v.at(m / 2, t), Words::zip(load(value + t * LANES), load(after + t * LANES)));
       }
     }
   }
@@ -329,11 +333,9 @@ struct Worker {
           store(block + (t * R + r) * LANES, x);
         }
       } else {
-        const Vec ones = (Vec)_mm512_set1_epi32(0x3f803f80);
         for (int64_t t = 0; t < vectors; t += 2) {
-          const Vec x = (Vec)_mm512_cvtne2ps_pbh(t + 1 < vectors ? probs(t + 1) : all(0), probs(t));
-          // What is divided by is the sum of what is multiplied with.
-          sum = _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)ones);
+          const Vec x = Words::round(probs(t), t + 1 < vectors ? probs(t + 1) : all(0));
+          sum = Words::add_both(x, sum);  // what is divided by is the sum of what is multiplied with
           store(block + (t / 2 * R + r) * LANES, x);
         }
       }

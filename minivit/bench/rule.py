@@ -140,7 +140,8 @@ def judge_rows(answer: Tensor, q: Tensor, k: Tensor, v: Tensor, *, rows: Tensor,
     truth = attend_reference(q.double(), k.double(), v.double(), scale=scale)
     sdpa = attend_sdpa(q, k, v, scale=scale)
     eager = [attend(q, k, v, scale=scale) for attend in EAGER]
-    return judge(answer, truth, eager=eager, sdpa=sdpa, terms=k.shape[2])
+    terms = max(k.shape[2:])  # a sum over the keys of what is a sum over the head
+    return judge(answer, truth, eager=eager, sdpa=sdpa, terms=terms)
 
 
 def gradients(
