@@ -8,7 +8,7 @@ from typing import Any
 
 from minivit.bench.results import Record, of_kind
 from minivit.bench.stats import benjamini_hochberg, hodges_lehmann, mann_whitney
-from minivit.bench.summary import KEY, Series, key_of
+from minivit.bench.summary import Series, key_of
 
 FALSE_CALLS = 0.05  # of the differences that are called real
 FINGERPRINT = ("torch", "cpu", "cpu_capability", "cores", "device", "gpu", "gpu_capability", "cuda")
@@ -148,8 +148,3 @@ def _change(pair: tuple[Record | None, Record | None], one: _Tested, q: float, f
         return Change(row=b, word="same", **numbers)
     detail = f"may be up to {one.high - 1:.1%} slower; differences below {resolution:.1%} are noise here"
     return Change(row=b, word="inconclusive", detail=detail, **numbers)
-
-
-def key_text(row: Record) -> str:
-    """The cell and the kernel of a row in one line."""
-    return f"{row['kernel']} {' '.join(str(row[name]) for name in KEY)}"

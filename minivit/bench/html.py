@@ -88,7 +88,7 @@ def model_page(records: Sequence[Record]) -> str:
     (head,), (row,) = of_kind(records, "model-bench"), of_kind(records, "model")
     heading = f"{row['kernel']} in {row['model']}"
     errors = Axes(range(1, len(row["blocks"]["kernel"]) + 1), [e for way in row["blocks"].values() for e in way if e])
-    errors.frame("after block", "relative L2 error", "{:.0e}".format)
+    errors.frame("blocks", "relative L2 error", "{:.0e}".format)
     legend = []
     for (way, line), colour in zip(row["blocks"].items(), COLOURS, strict=False):
         legend.append(f'<li><i style="background:{colour}"></i>{escape(way)}</li>')

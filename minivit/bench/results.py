@@ -50,8 +50,10 @@ def read(path: str | Path) -> list[Record]:
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: cannot be read: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{file}: is no text, so no run of minivit bench") from None
     records: list[Record] = []
     for number, text in enumerate(lines, start=1):
         try:

@@ -28,7 +28,7 @@ TRUST = {
 }
 MOST_NOISY = 0.25  # of the blocks of a row
 DRIFT = 0.05  # slower at the end than at the start, in every process
-KEY = (*("batch", "heads", "tokens", "head_dim", "dtype", "layout", "device", "direction", "mode", "threads"),)
+KEY = ("batch", "heads", "tokens", "head_dim", "dtype", "layout", "device", "direction", "mode", "threads")
 Record = dict[str, Any]
 
 
@@ -87,8 +87,16 @@ def rows(records: Iterable[Record]) -> list[Record]:
     for record in every:
         if record["kind"] in ("start", "block"):
             cells.setdefault(key_of(record), []).append(record)
-    order = sorted(cells, key=lambda key: (key[9], key[4], key[7], key[8], key[0] * key[1] * key[2] ** 2 * key[3]))
-    return [row for key in order for row in _cell(cells[key], head, verdicts, roofs.get(key[9]))]
+    found = []
+    for cell in sorted(cells.values(), key=lambda cell: _place(cell[0])):
+        found += _cell(cell, head, verdicts, roofs.get(cell[0]["threads"]))
+    return found
+
+
+def _place(record: Record) -> tuple:
+    """Where its cell stands: what is alike together, the small first."""
+    alike = ("threads", "dtype", "direction", "mode", "layout")
+    return *(record[name] for name in alike), spec_of(record).work
 
 
 def _roof(record: Record) -> Roof:

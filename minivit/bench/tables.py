@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 
 from minivit.bench.results import Record, of_kind
@@ -114,13 +114,13 @@ def texts(row: Record) -> list[str]:
     ]
 
 
-def columns(table: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of texts in columns, the first and the last to the left, the others to the right."""
+def columns(table: Sequence[Sequence[str]], *, words: Collection[int] = (0, -1)) -> list[str]:
+    """Rows of texts in columns; those that hold words (by default the first and the last) to the left."""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    last = len(widths) - 1
+    left = {i % len(widths) for i in words}
     return [
         "  ".join(
-            text.ljust(width) if i in (0, last) else text.rjust(width)
+            text.ljust(width) if i in left else text.rjust(width)
             for i, (text, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in table
@@ -179,4 +179,4 @@ def model_lines(row: Record) -> list[str]:
     blocks = row["blocks"]
     texts = [["  after block", *(str(i) for i in range(len(blocks["kernel"])))]]
     texts += [[f"  {way}", *(f"{error:.1e}" for error in blocks[way])] for way in ("eager", "sdpa", "kernel")]
-    return [*lines, "  relative L2 error of the tokens", *(f"  {line}" for line in columns(texts))]
+    return [*lines, "  relative L2 error of the tokens", *(f"  {line}" for line in columns(texts, words=(0,)))]

@@ -37,10 +37,10 @@ def share(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    from minivit.bench.compare import compare, key_text
+    from minivit.bench.compare import compare
     from minivit.bench.results import line, read
     from minivit.bench.summary import KEY
-    from minivit.bench.tables import columns
+    from minivit.bench.tables import columns, title
 
     changes = compare(read(args.old), read(args.new), fail_on=args.fail_on)
     table = [("kernel", "new / old", "95%", "q", "")]
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         words = change.word.upper() if change.regression else change.word
         words += " (in units of the baseline)" * change.normalised + (f": {change.detail}" if change.detail else "")
         q = "-" if change.q is None else f"{change.q:.2g}"
-        table.append((printable(key_text(change.row)), ratio, between, q, printable(words)))
+        table.append((printable(f"{change.row['kernel']}: {title(change.row)}"), ratio, between, q, printable(words)))
     if not args.json:
         print("\n".join(columns(table)))
     slower = [change for change in changes if change.regression]
