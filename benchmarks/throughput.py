@@ -310,7 +310,7 @@ class Worker:
         command = [sys.executable, __file__, "--cache", str(folder), "--worker", arm, "--sizes", size]
         command += ["--dtypes", dtype, "--batches", ",".join(map(str, batches))]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        pipe, self.talk = subprocess.PIPE, tempfile.TemporaryFile("w+")
+        pipe, self.talk = subprocess.PIPE, tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.talk, text=True, env=environment)
         self.arm, self.peak = arm, 0.0
         self.samples: dict[int, list[list[float]]] = {batch: [] for batch in batches}
