@@ -243,8 +243,7 @@ class FastViT(ViT):
     To look inside, to train or to save, use the model it was made from.
 
     Attributes:
-        paths: what runs, and why where it is not the fastest: {"products": ..., "attention": ...} and
-            "blocks.{i}" where a block of the user's runs as it is.
+        paths: what runs, and why where it is not the fastest: "products", and "blocks.{i}" for a block of the user's.
     """
 
     def __init__(self, model: ViT, blocks: list[nn.Module], dtype: torch.dtype, paths: Mapping[str, str]):
@@ -351,7 +350,8 @@ def optimize(
     Args:
         model: as `minivit.load` returns it, its weights where they are to run.
         dtype: of the arithmetic, one of DTYPES; the model's own when None. "int8" has products of 8-bit numbers, the
-            weights quantised once for every channel, the inputs at every call, and float32 or bfloat16 between them.
+            weights quantised once for every channel, the inputs at every call, and float32 or bfloat16 between them;
+            the pictures of a pass share a step, so that an answer depends, a little, on its neighbours in the batch.
         compile: hand the model to torch.compile too; on CUDA only, where nothing is packed.
         graphs: capture CUDA graphs, one for every shape of pixels; on CUDA only, and not with `compile`.
 

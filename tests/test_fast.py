@@ -225,7 +225,7 @@ def test_an_attend_in_one_block_alone_and_one_that_is_a_module():
     model.blocks[1].attn.attend = Loud()
     assert max(differences(optimize(model), model)) < 1e-5
     loud = Loud()
-    model = fresh(attend=loud)
+    model = fresh(attend=loud).train()
     optimize(model, "bfloat16")
     # It stays the user's: neither converted, frozen nor switched.
     assert loud.loudness.dtype == torch.float32 and loud.loudness.requires_grad and loud.training
