@@ -16,6 +16,7 @@ path runs, and `FastViT.paths` says why.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol, cast
@@ -194,7 +195,9 @@ class FastBlock(nn.Module):
         self.own_attend = block.attn.attend is attend_sdpa  # another one is the user's, and runs as it is
         self.attend: Attend = attend_fast if self.own_attend else block.attn.attend
         self.scale = 1.0 if self.own_attend else block.attn.scale
-        self.norm1, self.norm2 = copy.deepcopy(block.norm1).to(dtype), copy.deepcopy(block.norm2).to(dtype)
+        self.norm1, self.norm2 = (
+            copy.deepcopy(norm).to(dtype).requires_grad_(False) for norm in (block.norm1, block.norm2)
+        )
         arguments = [
             (weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype, copy=True), bend)
             for weight_OI, bias_O, bend in constants_folded(block)
@@ -213,6 +216,7 @@ class FastBlock(nn.Module):
         if self.own_attend:
             q = q[:, :, :rows]
         mix_BANK = self.attend(q, k, v, scale=self.scale)[:, :, :rows]
+        mix_BANK = mix_BANK if self.own_attend else mix_BANK.clone()  # it may be kept, and proj may overwrite it
         # (B, A, N, K) -> (B, N, A, K) -> (B, N, D)
         x = self.proj(mix_BANK.transpose(1, 2).flatten(2), add=x[:, :rows].contiguous())
         hidden_BNF = self.fc1(self.norm2(x))
@@ -239,19 +243,17 @@ class FastViT(ViT):
     To look inside, to train or to save, use the model it was made from.
 
     Attributes:
-        paths: what runs, and why where it is not the fastest: {"products": ..., "attention": ...} and
-            "blocks.{i}" where a block of the user's runs as it is.
+        paths: what runs, and why where it is not the fastest: "products", and "blocks.{i}" for a block of the user's.
     """
 
     def __init__(self, model: ViT, blocks: list[nn.Module], dtype: torch.dtype, paths: Mapping[str, str]):
         nn.Module.__init__(self)
-        # A copy of all but the blocks; what the user brought as attend is no part of it.
-        kept = {id(model.blocks): nn.ModuleList(blocks), id(model.attend): model.attend}
-        rest = copy.deepcopy(model, kept)
-        del rest.blocks
-        self.__dict__.update(rest.to(dtype).__dict__)
+        # A copy of all but the blocks and the attend, which is the user's and no part of what is converted.
+        rest = copy.deepcopy(model, {id(model.blocks): nn.ModuleList(), id(model.attend): model.attend})
+        del rest.blocks, rest.attend
+        self.__dict__.update(rest.to(dtype).requires_grad_(False).eval().__dict__)
+        self.attend = model.attend
         self.blocks = nn.ModuleList(blocks)
-        self.requires_grad_(False).eval()
         self.paths = dict(paths)
         self.tokens_at_once = TOKENS_AT_ONCE
         self.step: Callable[[Tensor, bool, bool], Tensor] = self._pass
@@ -283,6 +285,7 @@ class FastViT(ViT):
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, rope)
+            x = x if isinstance(block, FastBlock) else x.clone()  # it may be kept, and the next block may overwrite it
         rows = READ_ROWS.get(self.config.pooling) if answer else None
         x = last(x, rope, rows) if isinstance(last, FastBlock) else last(x, rope)
         x = self.norm(x) if self.config.norm == "tokens" else x
@@ -291,6 +294,9 @@ class FastViT(ViT):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: what is packed is no checkpoint."""
         raise UsageError("an optimised model cannot be saved; save the model it was made from")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UsageError("an optimised model cannot be copied or pickled; optimize the model it was made from again")
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         raise UsageError("an optimised model stays as it was made; move or convert the model, then optimize it again")
@@ -344,7 +350,8 @@ def optimize(
     Args:
         model: as `minivit.load` returns it, its weights where they are to run.
         dtype: of the arithmetic, one of DTYPES; the model's own when None. "int8" has products of 8-bit numbers, the
-            weights quantised once for every channel, the inputs at every call, and float32 or bfloat16 between them.
+            weights quantised once for every channel, the inputs at every call, and float32 or bfloat16 between them;
+            the pictures of a pass share a step, so that an answer depends, a little, on its neighbours in the batch.
         compile: hand the model to torch.compile too; on CUDA only, where nothing is packed.
         graphs: capture CUDA graphs, one for every shape of pixels; on CUDA only, and not with `compile`.
 
@@ -382,12 +389,14 @@ def optimize(
     for i, block in enumerate(model.blocks):
         if why := foreign(block):
             paths[f"blocks.{i}"] = f"runs as it is: {why}"
-            blocks.append(copy.deepcopy(block).to(kind))
+            blocks.append(copy.deepcopy(block).to(kind).requires_grad_(False))
         else:
             blocks.append(FastBlock(cast(Block, block), kind, make, make_qkv))
     fast = FastViT(model, blocks, kind, paths)
     if wanted == "int8":
         fast.tokens_at_once = INT8_TOKENS_AT_ONCE
+    elif weight.device.type != "cpu":
+        fast.tokens_at_once = sys.maxsize
     if compile:
         fast.step = torch.compile(fast.step)
     if graphs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -212,13 +213,41 @@ def test_int8_gives_an_attend_of_the_users_float32():
 
 
 def test_an_attend_in_one_block_alone_and_one_that_is_a_module():
-    class Shouting(torch.nn.Module):
+    class Loud(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loudness = torch.nn.Parameter(torch.tensor(3.0))
+
         def forward(self, q, k, v, *, scale):
-            return attend_reference(q, k, v, scale=scale) * 3
+            return attend_reference(q, k, v, scale=scale) * self.loudness
 
     model = fresh()
-    model.blocks[1].attn.attend = Shouting()
+    model.blocks[1].attn.attend = Loud()
     assert max(differences(optimize(model), model)) < 1e-5
+    loud = Loud()
+    model = fresh(attend=loud).train()
+    optimize(model, "bfloat16")
+    # It stays the user's: neither converted, frozen nor switched.
+    assert loud.loudness.dtype == torch.float32 and loud.loudness.requires_grad and loud.training
+
+
+@needs_int8
+def test_what_the_user_keeps_is_not_overwritten():
+    kept = []
+
+    def attend(q, k, v, *, scale):
+        # In memory of (B, N, A, K), as SDPA returns it, so that no copy stands between it and the next product.
+        mix = attend_reference(q, k, v, scale=scale).transpose(1, 2).contiguous().transpose(1, 2)
+        kept.append((mix, mix.clone()))
+        return mix
+
+    def keep(module, args, output):
+        kept.append((output, output.clone()))
+
+    model = fresh(attend=attend)
+    model.blocks[0].register_forward_hook(keep)
+    optimize(model, "int8")(pixels(1, torch.float32))
+    assert len(kept) == 4 and all(one.equal(other) for one, other in kept)
 
 
 def double(module, args, output):
@@ -368,6 +397,8 @@ def test_what_cannot_be_honoured_is_refused():
         (lambda: ours(x.double()), "pixels are float64; this model takes float32"),
         (lambda: ours(x.clone().requires_grad_()), "no gradients"),
         (lambda: ours.to(torch.bfloat16), "optimize it again"),
+        (lambda: copy.deepcopy(ours), "cannot be copied or pickled"),
+        (lambda: pickle.dumps(ours), "cannot be copied or pickled"),
         (lambda: ours.state_dict(), "save the model it was made from"),
         (lambda: minivit.trace(ours, x), "use the model it was made from"),
         (lambda: minivit.trace(ours, x, keep="norm"), "use the model it was made from"),
