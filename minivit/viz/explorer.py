@@ -161,7 +161,7 @@ def _maps(exploration: Exploration, queries: int) -> tuple[Iterator[bytes], dict
     """Every block's attention, (A, queries, N), as bytes of logarithms."""
 
     def pack(probs_BANM: Tensor) -> bytes:
-        codes = (255 + STEPS * probs_BANM[0, :, :queries].double().log2()).round().clamp(0, 255)
+        codes = (255 + STEPS * probs_BANM[0, :, :queries].cpu().double().log2()).round().clamp(0, 255)
         return _bytes(codes.to(torch.uint8))
 
     return (pack(probs_BANM) for probs_BANM in exploration.trace.attention), {}

@@ -103,7 +103,11 @@ const attentionView = {
     const steps = this.steps(query);
     const work = () => {
       const until = performance.now() + 6;
-      while (performance.now() < until) if (steps.next().done) return;
+      while (performance.now() < until) {
+        const { done, value } = steps.next();
+        if (done) return;
+        if (value === "waiting") break;
+      }
       this.pending = requestAnimationFrame(work);
     };
     this.pending = requestAnimationFrame(work);
@@ -115,7 +119,7 @@ const attentionView = {
     const show = (b, a, high) => this.thumbs.draw(b, a, { values: one(b, a).subarray(PREFIX), low: 0, high });
     let most = 0;
     for (let b = 0; b < about.depth; b++) {
-      while (!attention.loaded(b)) yield (this.drawn = null); // drawn again when it is there
+      while (!attention.loaded(b)) yield "waiting";
       for (let a = 0; a < about.heads; a++) {
         attention.head(b, a, query, one(b, a));
         const high = greatest(one(b, a).subarray(PREFIX));
