@@ -242,7 +242,7 @@ def report(facts: dict[str, Any], rows: list[Row], causes: list[Cause], absent: 
             for row in rows
         ]
         broken = None if equal else {"step": rows[-1].name, "dtype": rows[-1].broken}
-        found = [cause._asdict() for cause in causes]
+        found = [{**cause._asdict(), "before": finite({"": cause.before})[""]} for cause in causes]
         print(json.dumps({**facts, "equal": equal, "break": broken, "causes": found, "absent": absent, "steps": steps}))
         return 0 if equal else 1
     version = f" {facts['version']}" if "version" in facts else ""
