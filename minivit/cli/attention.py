@@ -202,7 +202,7 @@ def compute(model: ViT, pixels_BCHW: Tensor, method: str, settings: dict[str, An
     """The maps of one picture, and what they are called."""
     from minivit.study import method_map
 
-    config, layout = model.config, model.layout_of(pixels_BCHW)
+    config = model.config
     takes, grid = METHODS[method][0], settings.get("grid")
     arguments = {name: value for name, value in settings.items() if name not in ("class", "grid", "scale", "layer")}
     title = [f"{method} of {printable(model.name or 'the model')}"]
@@ -211,7 +211,7 @@ def compute(model: ViT, pixels_BCHW: Tensor, method: str, settings: dict[str, An
         title.append(f"for {class_name(model, arguments['target'])}")
     asked = settings.get("query")
     if asked is None and "query" in takes and "class" not in takes:
-        asked = arguments["query"] = "cls" if layout.cls else "mean"
+        asked = arguments["query"] = "cls" if config.cls_token else "mean"
     if asked is not None:
         title.append("of the patch in row {}, column {}".format(*asked) if isinstance(asked, tuple) else f"of {asked}")
     if grid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,7 @@ def read_steps(path: str, model: ViT) -> tuple[dict[str, dict[str, Tensor]], Ten
         except (UsageError, ValueError):
             say(f"{printable(path)}: {printable(name)} is no step of {model.name}; not compared")
             continue
-        if wanted.step.axes == "BANK" and tensor.ndim == 3:
+        if wanted.step.axes == "BANK" and tensor.ndim == 3 and tensor.shape[-1] == model.config.width:
             # (B, N, A*K) -> (B, N, A, K) -> (B, A, N, K)
             tensor = tensor.unflatten(-1, (model.config.heads, -1)).transpose(1, 2)
         if not tensor.is_floating_point():
@@ -236,12 +237,12 @@ def report(facts: dict[str, Any], rows: list[Row], causes: list[Cause], absent: 
                 "shape": list(row.shape),
                 "theirs": list(row.theirs),
                 "equal": row.equal,
-                **{dtype: {**m._asdict(), "equal": m.equal} for dtype, m in row.measures.items()},
+                **{dtype: {**finite(m._asdict()), "equal": m.equal} for dtype, m in row.measures.items()},
             }
             for row in rows
         ]
         broken = None if equal else {"step": rows[-1].name, "dtype": rows[-1].broken}
-        found = [cause._asdict() for cause in causes]
+        found = [{**cause._asdict(), "before": finite({"": cause.before})[""]} for cause in causes]
         print(json.dumps({**facts, "equal": equal, "break": broken, "causes": found, "absent": absent, "steps": steps}))
         return 0 if equal else 1
     version = f" {facts['version']}" if "version" in facts else ""
@@ -256,6 +257,11 @@ def report(facts: dict[str, Any], rows: list[Row], causes: list[Cause], absent: 
         print(f"not compared, for the other side does not show it: {', '.join(kinds)}")
     print(verdict(rows, causes))
     return 0 if equal else 1
+
+
+def finite(numbers: dict[str, float]) -> dict[str, float | None]:
+    """Numbers for JSON, which has no nan and no infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
 
 def verdict(rows: list[Row], causes: list[Cause]) -> str:

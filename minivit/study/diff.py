@@ -79,7 +79,7 @@ class Cause(NamedTuple):
 
     cause: str  # eps, GELU form, head order, qkv order, missing bias, scale, ...
     says: str  # in words
-    before: float  # greatest difference at the step as we compute it
+    before: float  # greatest difference at the step as we compute it; infinite where shapes differ
     after: float  # and with the change
 
 
@@ -101,12 +101,15 @@ def diff(model: ViT, pixels_BCHW: Tensor, theirs: Mapping[str, Mapping[str, Tens
         "float32": trace(model, pixels_BCHW.float(), keep=steps, limit=None),
     }
     rows = list(compare(ours, theirs))
-    dtype = rows[-1].broken if rows else None
-    if dtype is None:
+    if not rows or rows[-1].equal:
         return rows, []
-    agreed = [row.name for row in rows[:-1]]
-    tolerance = rows[-1].measures[dtype].tolerance
-    return rows, find_causes(exact, pixels_BCHW.double(), rows[-1].name, theirs[dtype], agreed, tolerance)
+    step, agreed = rows[-1].name, [row.name for row in rows[:-1]]
+    dtype = rows[-1].broken or next(dtype for dtype in theirs if step in theirs[dtype])
+    if rows[-1].measures:
+        tolerance = rows[-1].measures[dtype].tolerance
+    else:  # of another shape
+        tolerance = (EXACT if dtype == "float64" else 1e-5) * float(theirs[dtype][step].abs().max())
+    return rows, find_causes(exact, pixels_BCHW.double(), step, theirs[dtype], agreed, tolerance)
 
 
 def compare(ours: Mapping[str, Mapping[str, Tensor]], theirs: Mapping[str, Mapping[str, Tensor]]) -> Iterator[Row]:
@@ -184,9 +187,8 @@ def find_causes(
     """
     search = _Search(model, pixels_BCHW, step, {name: tensor.double() for name, tensor in theirs.items()}, agreed)
     ours, wanted = search.run(()), theirs[step].double()
-    if ours.shape != wanted.shape:
-        return []
-    before = float((ours - wanted).abs().max())
+    comparable = ours.shape == wanted.shape
+    before = float((ours - wanted).abs().max()) if comparable else float("inf")
     found: list[Cause] = []
 
     def consider(tried: Iterable[tuple[str, str, Callable[[], Tensor | None], float]]) -> None:
@@ -204,11 +206,14 @@ def find_causes(
                 yield hypothesis.cause, hypothesis.says, partial(search.run, edits), hypothesis.slack
 
     # What people do, then settings read off the numbers, then what can only be said of the numbers themselves.
-    for tried in (redone(hypotheses(model)), redone(search.solved(wanted)), _rearranged(ours, wanted, step)):
+    rounds = [redone(hypotheses(model))]
+    if comparable:
+        rounds += [redone(search.solved(wanted)), _rearranged(ours, wanted, step)]
+    for tried in rounds:
         consider(tried)
         if found:
             return sorted(found, key=lambda cause: cause.after)
-    return _rounded(ours, theirs[step], before)
+    return _rounded(ours, theirs[step], before) if comparable else []
 
 
 class _Search:
@@ -339,7 +344,9 @@ def _put(path: str, name: str, value: object) -> Edit:
     """Something else as an attribute of a block's module, or outside the blocks of the model's ("" is itself)."""
 
     def edit(stack: ExitStack, model: ViT, i: int) -> None:
-        _swap(stack, (model.blocks[i] if i >= 0 else model).get_submodule(path), name, value)
+        owner = (model.blocks[i] if i >= 0 else model).get_submodule(path)
+        # A module of its own for each block: they are told apart by the hooks on them.
+        _swap(stack, owner, name, copy.deepcopy(value) if isinstance(value, nn.Module) else value)
 
     return edit
 
