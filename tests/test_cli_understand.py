@@ -271,6 +271,7 @@ def test_heads_goes_on_past_what_is_no_picture(look, photo, tmp_path):
         (["ablate", "PHOTO", "--tokens", "heads=1"], "vit", "must name tokens and nothing else"),
         (["ablate", "PHOTO", "--tokens", "cls;heads=1"], "vit", "must name tokens and nothing else"),
         (["ablate", "PHOTO", "--scan", "heads", "-o", "missing/x.png"], "vit", "cannot be written"),
+        (["heads", "PHOTO", "-o", "missing/heads.csv"], "vit", "cannot be written (no such folder)"),
         (["heads", "PHOTO", "-o", "heads.svg"], "vit", "must end in .csv or .png"),
     ],
 )

@@ -60,9 +60,11 @@ def writing(path: str) -> Iterator[None]:
 
 
 def check_suffix(path: str | None, *suffixes: str) -> None:
-    """Refuse an output file of a kind this command does not write, before anything is computed."""
+    """Refuse an output file of a kind this command does not write, or without a folder, before anything is computed."""
     if path is not None and Path(path).suffix.lower() not in suffixes:
         raise UsageError(f"-o {path}: the name must end in {' or '.join(suffixes)}")
+    if path is not None and not Path(path).parent.is_dir():
+        raise UsageError(f"-o {path}: cannot be written (no such folder)")
 
 
 def show(image: Image.Image, values_hw: Tensor | None, columns: int = 100) -> str:
