@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
@@ -140,8 +141,9 @@ def read_ahead(items: Iterable[A], read: Callable[[A], B], *, readers: int, ahea
                 future.set_exception(error)
             del item, future
 
-    for i in range(readers):
-        threading.Thread(target=work, name=f"minivit-reader-{i}", daemon=True).start()
+    threads = [threading.Thread(target=work, name=f"minivit-reader-{i}", daemon=True) for i in range(readers)]
+    for thread in threads:
+        thread.start()
     try:
         while (future := order.get()) is not None:
             result = future.result()
@@ -152,6 +154,10 @@ def read_ahead(items: Iterable[A], read: Callable[[A], B], *, readers: int, ahea
     finally:
         ended.set()
         room.release(readers)
+        # An interpreter that ends under a thread in the midst of C++ aborts; one that waits for input may be left.
+        until = time.monotonic() + 1
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 def _read(item: Item, spec: ImageSpec, hashing: bool) -> _Read:
