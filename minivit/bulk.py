@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -67,7 +67,7 @@ def answer_all(
     batch_size: int = 1,
     readers: int | None = None,
     hashing: bool = False,
-) -> Iterator[Answer]:
+) -> Generator[Answer, None, None]:
     """Answer for every picture, in order; a bad picture becomes an answer with an error, the rest go on.
 
     Reading, decoding and resizing run in threads beside the model: Pillow lets go of Python's lock in both.
