@@ -276,9 +276,7 @@ def faults(args: argparse.Namespace, scratch: Path) -> None:
         files = ["", ".jsonl"] if verb == "embed" else [""]
         same = all(Path(f"{out}{end}").read_bytes() == Path(f"{whole}{end}").read_bytes() for end in files)
         print(f"{sign.name} {len(grown)} times, {name}: whole lines after each {grown}")
-        print(
-            f"  {ended} runs ended before that and were begun again; the file is {'equal' if same else 'DIFFERENT'}"
-        )
+        print(f"  {ended} runs ended before that and were begun again; the file is {'equal' if same else 'DIFFERENT'}")
 
 
 def main() -> None:
