@@ -6,7 +6,8 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ def answer_all(
     batch_size: int = 1,
     readers: int | None = None,
     hashing: bool = False,
-) -> Iterator[Answer]:
+) -> Generator[Answer, None, None]:
     """Answer for every picture, in order; a bad picture becomes an answer with an error, the rest go on.
 
     Reading, decoding and resizing run in threads beside the model: Pillow lets go of Python's lock in both.
@@ -140,8 +141,9 @@ def read_ahead(items: Iterable[A], read: Callable[[A], B], *, readers: int, ahea
                 future.set_exception(error)
             del item, future
 
-    for i in range(readers):
-        threading.Thread(target=work, name=f"minivit-reader-{i}", daemon=True).start()
+    threads = [threading.Thread(target=work, name=f"minivit-reader-{i}", daemon=True) for i in range(readers)]
+    for thread in threads:
+        thread.start()
     try:
         while (future := order.get()) is not None:
             result = future.result()
@@ -152,6 +154,10 @@ def read_ahead(items: Iterable[A], read: Callable[[A], B], *, readers: int, ahea
     finally:
         ended.set()
         room.release(readers)
+        # An interpreter that ends under a thread in the midst of C++ aborts; one that waits for input may be left.
+        until = time.monotonic() + 1
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 def _read(item: Item, spec: ImageSpec, hashing: bool) -> _Read:

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -173,7 +173,7 @@ def answer_inputs(
     )
     total = failed = 0
     try:
-        with progress(args) as step:
+        with closing(results), progress(args) as step:
             for total, result in enumerate(results, start=1):
                 name, before = given.popleft()
                 if result.kept and before is not None:
