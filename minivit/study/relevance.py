@@ -51,6 +51,7 @@ def grad_rollout(
     """
     if not 0 <= residual <= 1:
         raise UsageError(f"residual is {residual}; it is a share, from 0 to 1")
+    _check_head(model)
     layout = model.layout_of(pixels_BCHW)
     probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer)
     row_BN = _start(model.config, layout, query, probs[-1])
@@ -80,6 +81,7 @@ def relevance(
     Raises:
         UsageError: a model without a head, or no such class, layer or token.
     """
+    _check_head(model)
     layout = model.layout_of(pixels_BCHW)
     probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer)
     row_BN = _start(model.config, layout, query, probs[-1])
@@ -100,6 +102,7 @@ def relevance_by_start(
     Raises:
         UsageError: a model without a head, or no such class or token.
     """
+    _check_head(model)
     layout = model.layout_of(pixels_BCHW)
     with _attention_in_graph(model, pixels_BCHW, 0) as probs:
         logits_BL = model(pixels_BCHW)
@@ -144,6 +147,7 @@ def legrad(
     """
     if pool not in ("mean", "head"):
         raise UsageError(f"pool is {pool!r}; it must be mean or head")
+    _check_head(model)
     layout = model.layout_of(pixels_BCHW)
     layers: list[Tensor] = []
     with _attention_in_graph(model, pixels_BCHW, start_layer) as probs, ExitStack() as stack:
@@ -230,7 +234,6 @@ def per_patch(attribution_BCHW: Tensor, layout: TokenLayout) -> Tensor:
 @contextmanager
 def _attention_in_graph(model: ViT, pixels_BCHW: Tensor, start_layer: int) -> Iterator[list[Tensor]]:
     """Run forwards inside: the list fills with probs_BANM of the layers from `start_layer`, all in the graph."""
-    _check_head(model)
     if not 0 <= start_layer < model.config.depth:
         raise UsageError(f"start_layer is {start_layer}; there are layers 0 to {model.config.depth - 1}")
     probs: list[Tensor] = []
@@ -274,7 +277,7 @@ def _start(config: ViTConfig, layout: TokenLayout, query: Query | None, like_BAN
 
 
 def _check_head(model: ViT) -> None:
-    if not isinstance(model, ViT):
+    if not isinstance(model.config, ViTConfig):
         kind = type(model).__name__
         raise UsageError(f"no class is followed back through a {kind}; a minivit ViT, or CLIP.zero_shot, has a way")
     if not model.config.classes:
