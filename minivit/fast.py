@@ -360,9 +360,9 @@ def optimize(
             where the processor has no instruction for it or this PyTorch no right operator.
     """
     if type(model) is not ViT:
-        kind = type(model).__name__
+        given = type(model).__name__
         tower = "; its image tower, model.image, is one" if hasattr(model, "encode_image") else ""
-        raise UsageError(f"optimize takes a minivit ViT as it was loaded, not a {kind}{tower}")
+        raise UsageError(f"optimize takes a minivit ViT as it was loaded, not a {given}{tower}")
     weight = model.patch_embed.weight
     wanted = _name(dtype or weight.dtype)
     if wanted not in DTYPES:

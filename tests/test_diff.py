@@ -75,7 +75,7 @@ PARITY = [
     ("dinov3_vit-gated-no-bias", "transformers"),
     ("vit_mae-encoder", "transformers"),
     ("clip_vision_model-vision-with-projection", "transformers"),
-    ("clip_vision_model-out-of-both", "transformers"),
+    ("clip-first-end", "transformers"),
     ("siglip_vision_model-vision", "transformers"),
     ("vit-no-qkv-bias-no-pooler", "transformers"),
     ("timm-vit", "timm"),
