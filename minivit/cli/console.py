@@ -81,20 +81,25 @@ def go_offline() -> None:
 
 
 def load_model(args: argparse.Namespace) -> ViT:
-    """The ViT the options ask for: of two towers, the image tower; else as `load_any`.
+    """The ViT the options ask for, as `plain_vit`; else as `load_any`."""
+    return plain_vit(load_picture_model(args), args.model)
+
+
+def plain_vit(model: Any, name: str) -> ViT:
+    """A loaded model as a ViT: of two towers, the image tower.
 
     Raises:
         UsageError: a Swin, for commands that read the tokens of a ViT.
     """
+    from minivit.clip import CLIP
     from minivit.swin import Swin
 
-    model = load_picture_model(args)
     if isinstance(model, Swin):
         raise UsageError(
-            f"{args.model}: is a Swin, whose tokens see only their window and merge from stage to stage; this command "
+            f"{name}: is a Swin, whose tokens see only their window and merge from stage to stage; this command "
             "reads a plain ViT. Swin is for classify, embed, eval, info, verify, and attention --method raw"
         )
-    return model
+    return model.image if isinstance(model, CLIP) else model
 
 
 def load_picture_model(args: argparse.Namespace) -> Any:

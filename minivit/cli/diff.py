@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.console import add_hub_options, go_offline, printable, say
+from minivit.cli.console import add_hub_options, go_offline, plain_vit, printable, say
 from minivit.cli.picture import open_photo, say_notes
 from minivit.errors import UsageError
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if image:
         photo, notes = open_photo(image)
         say_notes(image, notes)
-    model = load(name, revision=args.revision, family=args.family)
+    model = plain_vit(load(name, revision=args.revision, family=args.family), name)
     facts = {"schema": SCHEMA, "model": model.name, "revision": model.revision, "against": against}
     rows: list[Row] = []
     if is_file:

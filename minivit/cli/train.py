@@ -13,7 +13,7 @@ from dataclasses import Field, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.console import add_hub_options, go_offline, pick_device, positive, say
+from minivit.cli.console import add_hub_options, go_offline, pick_device, plain_vit, positive, say
 from minivit.errors import UsageError
 from minivit.recipe import Augmentation, Recipe
 
@@ -168,7 +168,8 @@ def new_model(args: argparse.Namespace, photos: Photos) -> ViT:
             raise UsageError(
                 "--init brings its own sizes and preprocessing; leave out --preset, sizes, --mean and --std"
             )
-        return with_new_head(load(args.init, attend=attend, revision=args.revision, family=args.family), photos.classes)
+        given = load(args.init, attend=attend, revision=args.revision, family=args.family)
+        return with_new_head(plain_vit(given, args.init), photos.classes)
     if args.preset:
         side = sizes.pop("image_size", 224)
         if sizes:
