@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from PIL import Image
 
 # Set before huggingface_hub is first imported: no test reaches out by accident.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -43,6 +44,15 @@ def shared() -> Path:
 def photos(shared: Path) -> list[Path]:
     """48 ImageNet photos and a dog."""
     return [*sorted((shared / "photos").iterdir()), shared / "dog.jpg"]
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """100 x 50 pixels, noisy, so that nothing about it is symmetrical."""
+    path = tmp_path_factory.mktemp("photos") / "noise.png"
+    levels = torch.randint(0, 256, (100 * 50 * 3,), generator=torch.Generator().manual_seed(0))
+    Image.frombytes("RGB", (100, 50), bytes(levels.tolist())).save(path)
+    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -20,15 +20,6 @@ from minivit.preprocess import preprocess
 
 
 @pytest.fixture(scope="module")
-def photo(tmp_path_factory):
-    """100 x 50 pixels, noisy, so that nothing about it is symmetrical."""
-    path = tmp_path_factory.mktemp("photos") / "noise.png"
-    levels = torch.randint(0, 256, (100 * 50 * 3,), generator=torch.Generator().manual_seed(0))
-    Image.frombytes("RGB", (100, 50), bytes(levels.tolist())).save(path)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
 def folder(hf_checkpoint):
     return str(hf_checkpoint())
 

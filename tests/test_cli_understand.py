@@ -22,15 +22,6 @@ CLOSE = {"rtol": 0, "atol": 1e-9}
 SPEC = ImageSpec(resize=(24, 40))
 
 
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory):
-    """100 x 50 pixels, noisy, so that nothing about it is symmetrical."""
-    path = tmp_path_factory.mktemp("photos") / "noise.png"
-    levels = torch.randint(0, 256, (100 * 50 * 3,), generator=torch.Generator().manual_seed(0))
-    Image.frombytes("RGB", (100, 50), bytes(levels.tolist())).save(path)
-    return str(path)
-
-
 @pytest.fixture
 def look(capsys, monkeypatch):
     """Run a command on a model of a family, without files; returns exit code, output, talk and the model."""

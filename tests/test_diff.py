@@ -11,7 +11,6 @@ import fakes
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from references import CASES, Reference
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -41,14 +40,6 @@ def reference(tmp_path_factory) -> Callable[[str], Reference]:
         return made[id]
 
     return make
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("photos") / "noise.png"
-    levels = torch.randint(0, 256, (100 * 70 * 3,), generator=torch.Generator().manual_seed(0))
-    Image.frombytes("RGB", (100, 70), bytes(levels.tolist())).save(path)
-    return str(path)
 
 
 @pytest.fixture

@@ -255,14 +255,6 @@ def test_every_method_of_the_command_line_has_a_map():
 # --- the command ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("photos") / "noise.png"
-    levels = torch.randint(0, 256, (100 * 50 * 3,), generator=torch.Generator().manual_seed(0))
-    Image.frombytes("RGB", (100, 50), bytes(levels.tolist())).save(path)
-    return str(path)
-
-
 @pytest.fixture
 def look(hf_checkpoint, capsys):
     def run(*argv, model=None):
