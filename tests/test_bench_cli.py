@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minivit.bench.checks import ask
-from minivit.bench.kernels import load_kernel
+from minivit.bench.kernels import load_kernel, sha256
 from minivit.bench.mutants import MUTANTS
 from minivit.bench.selftest import HONEST, Trial
 from minivit.bench.specs import Case
@@ -62,6 +62,14 @@ def test_records_of_a_right_and_a_wrong_kernel(kernel: str, capsys: pytest.Captu
     for record, right in ((good_verdict, True), (bad_verdict, False)):
         assert list(record) == VERDICT_FIELDS and record["right"] is right
     assert good_verdict["counts"] == {"unsupported": 0, "pass": 1, "note": 0, "inconclusive": 0, "fail": 0}
+
+
+def test_the_digest_covers_the_sources_that_bear_the_kernels_name(tmp_path: Path):
+    for name, text in (("fast.py", "b"), ("fast.cpp", "a"), ("fast.txt", "no source"), ("faster.cpp", "another's")):
+        (tmp_path / name).write_text(text)
+    assert sha256(str(tmp_path / "fast.py")) == hashlib.sha256(b"ab").hexdigest()
+    (tmp_path / "fast.cpp").write_text("c")
+    assert sha256(f"{tmp_path}/fast.py:mine") == hashlib.sha256(b"cb").hexdigest()
 
 
 def test_the_table_shows_the_worst_case_and_the_command_that_repeats_it(

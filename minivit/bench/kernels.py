@@ -23,6 +23,7 @@ from minivit.bench.specs import Spec
 from minivit.errors import UsageError
 
 HALVES = (torch.float16, torch.bfloat16)
+SOURCES = (".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +84,18 @@ def kernel_file(reference: str) -> tuple[Path, str | None] | None:
 
 
 def sha256(reference: str) -> str | None:
-    """Of the kernel's file; None for a name of our own, which the version of minivit stands for."""
+    """Of the kernel's file and the sources that bear its name, as NAME.cpp beside NAME.py, in the order of their names.
+
+    None for a name of our own, which the version of minivit stands for.
+    """
     file = kernel_file(reference)
-    return hashlib.sha256(file[0].read_bytes()).hexdigest() if file else None
+    if file is None:
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(file[0].parent.iterdir()):
+        if path.stem == file[0].stem and path.suffix in SOURCES and path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _from_file(file: Path, name: str | None) -> Kernel:
