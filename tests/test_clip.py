@@ -461,19 +461,34 @@ def test_the_zero_shot_model_has_a_fast_equal(clip):
 
 
 @pytest.mark.parametrize("method", ["relevance", "legrad", "grad-rollout", "gradients", "integrated-gradients"])
-def test_a_text_is_the_class_of_a_map(clip, photo, tmp_path, method):
+@both
+def test_a_text_is_the_class_of_a_map(pair, photo, tmp_path, method):
     out = tmp_path / "map.json"
-    options = ["attention", str(photo), "--model", str(clip[0]), "-o", str(out), "--method", method]
+    options = ["attention", str(photo), "--model", str(pair[0]), "-o", str(out), "--method", method]
     assert main([*options, "--labels", "a dog", "two cats", "--class", "two cats"]) == 0
     record = json.loads(out.read_text())
     assert "two cats (1)" in record["title"]
-    zero_shot = minivit.load(clip[0]).zero_shot(["a dog", "two cats"])
+    zero_shot = minivit.load(pair[0]).zero_shot(["a dog", "two cats"])
     pixels = minivit.preprocess(photo, zero_shot.image_spec)[None]
     functions = {"gradients": "input_gradients"}
     found = getattr(minivit.study, functions.get(method, method.replace("-", "_")))(zero_shot, pixels, target=1)
     if "gradients" in method:
         found = minivit.study.per_patch(found, zero_shot.config.layout)
     assert torch.allclose(torch.tensor(record["map"]), found[0], atol=1e-6)
+
+
+def test_where_siglips_pool_looks(clip, siglip, photo, tmp_path, capsys):
+    out = tmp_path / "map.json"
+    options = ["attention", str(photo), "-o", str(out), "--model"]
+    tower = minivit.load(siglip[0]).image
+    pixels = minivit.preprocess(photo, tower.image_spec)[None]
+    for method, settings in (("pool", {"head": 1}), ("rollout", {"query": "pool"})):
+        arguments = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+        assert main([*options, str(siglip[0]), "--method", method, *arguments]) == 0
+        found = minivit.study.method_map(tower, pixels, method, **settings)[0]
+        assert torch.allclose(torch.tensor(json.loads(out.read_text())["map"]), found, atol=1e-6)
+        assert main([*options, str(clip[0]), "--method", method, *arguments]) == 2
+        assert "the model has no attention pool" in capsys.readouterr().err
 
 
 def test_labels_without_a_class_to_follow_are_refused(clip, photo, capsys):

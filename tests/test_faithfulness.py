@@ -241,7 +241,7 @@ def test_every_method_of_the_command_line_has_a_map():
     from minivit.cli.attention import METHODS
 
     assert list(METHODS) == list(study.MAPS)
-    model, pixels = fakes.build(), fakes.pixels()
+    model, pixels = fakes.build(pooling="map"), fakes.pixels()
     for name, (takes, _) in METHODS.items():
         settings = {"target": 1} if "class" in takes else {}
         assert study.plain_map(model, pixels, name, **settings).shape == (2, 3, 5), name

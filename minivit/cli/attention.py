@@ -34,6 +34,7 @@ SCHEMA = 1  # of the JSON record; a field is only ever added under the same numb
 # Every method, the options that mean something to it, and what its numbers are.
 METHODS: dict[str, tuple[set[str], str]] = {
     "raw": ({"layer", "head", "query", "grid", "scale"}, "attention probability"),
+    "pool": ({"head"}, "attention probability of the pool's query"),
     "rollout": ({"head", "query", "start_layer", "residual", "discard"}, "share of the query after all layers"),
     "grad-rollout": ({"head", "query", "class", "start_layer", "residual"}, "share, weighed by gradients"),
     "relevance": ({"query", "class", "start_layer"}, "relevance"),
@@ -65,8 +66,8 @@ def add_parser(commands: Any) -> None:
         "--query",
         metavar="TOKEN",
         type=query,
-        help="the token that looks: cls, dist, mean (of the patches) or ROW,COL of a patch "
-        "(cls where there is one, else mean; what the head reads for methods of a class)",
+        help="the token that looks: cls, dist, mean (of the patches), ROW,COL of a patch, or for rollout pool, the "
+        "attention pool's query (cls where there is one, else mean; what the head reads for methods of a class)",
     )
     parser.add_argument("--class", metavar="NAME|INDEX", help="the class to follow back (the most likely)")
     parser.add_argument("--start-layer", metavar="N", type=whole, help="first layer that takes part (0)")
@@ -108,11 +109,11 @@ def head(text: str) -> int | str:
 
 def query(text: str) -> str | tuple[int, int]:
     """An argparse type: a token by its kind, or a patch by its row and column."""
-    if text in ("cls", "dist", "mean"):
+    if text in ("cls", "dist", "mean", "pool"):
         return text
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not cls, dist, mean or ROW,COL")
+        raise argparse.ArgumentTypeError(f"{text!r} is not cls, dist, mean, pool or ROW,COL")
     return int(parts[0]), int(parts[1])
 
 

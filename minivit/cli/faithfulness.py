@@ -258,7 +258,7 @@ def first_maps(
         UsageError: a method that was asked for by name cannot be had.
     """
     maps, left_out = {}, {}
-    for name in asked or METHODS:
+    for name in asked or (name for name in METHODS if name != "pool" or model.attn_pool is not None):
         try:
             maps[name] = map_of(model, pixels_1CHW, name, target)
         except UsageError as error:

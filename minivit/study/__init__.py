@@ -1,7 +1,14 @@
 """Look inside: tensors in, tensors out. Nothing here draws, and nothing changes what the model computes."""
 
 from minivit.study.ablate import ablate, knockout, patched, scan
-from minivit.study.attention import attention_map, fuse_heads, query_weights, rollout, rollout_matrix
+from minivit.study.attention import (
+    attention_map,
+    fuse_heads,
+    pool_attention,
+    query_weights,
+    rollout,
+    rollout_matrix,
+)
 from minivit.study.attribution import Attribution, attribute
 from minivit.study.diff import Cause, Row, compare, diff, find_causes
 from minivit.study.explore import Exploration, explore
@@ -78,6 +85,7 @@ __all__ = [
     "per_patch",
     "plain_map",
     "pointing",
+    "pool_attention",
     "position_similarity",
     "query_weights",
     "random_maps",
