@@ -515,6 +515,17 @@ def _(path: Path) -> Reference:
     return _hf(path, "SiglipVisionConfig", "SiglipVisionModel", "encoder.layers", **way)
 
 
+@case("siglip_vision_model", "dropped-rest")
+def _(path: Path) -> Reference:
+    # 30 = 7 * 4 + 2, as the published 384 = 27 * 14 + 6: the convolution leaves out what is too much.
+    way = {
+        **_towers(),
+        "other_sizes": ((33, 31), (20, 42)),
+        "processor": {**_SIGLIP, "size": {"height": 30, "width": 30}},
+    }
+    return _hf(path, "SiglipVisionConfig", "SiglipVisionModel", "encoder.layers", **way, image_size=30, patch_size=4)
+
+
 @case("siglip_vision_model", "out-of-both")
 def _(path: Path) -> Reference:
     way = {**_towers("vision_model", projected=False), "processor": _SIGLIP}
@@ -765,6 +776,7 @@ for _name, _architecture, _changes, _layout in [
     ("clip-quickgelu", "vit_base_patch16_clip_quickgelu_224", {"num_classes": 53}, None),
     ("siglip", "vit_base_patch16_siglip_224", {"num_classes": 0, "mlp_ratio": 1.3}, None),
     ("siglip2-head", "vit_so400m_patch16_siglip_256", {}, None),
+    ("siglip-384", "vit_so400m_patch14_siglip_384", {"num_classes": 0, "size": 43}, None),
 ]:
     case("timm", _name, layout=_layout)(lambda path, a=_architecture, c=_changes: _timm(path, a, **c))
 

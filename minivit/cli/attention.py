@@ -154,11 +154,13 @@ def run(args: argparse.Namespace) -> int:
         maps = compute(model, pixels_BCHW, args.method, settings)
         if args.score:
             maps.score = score(model, pixels_BCHW, maps, getattr(args, "class"))
+    # A Swin pads what makes no whole patch.
+    box = seen_box(photo.size, spec, patch=1 if isinstance(model, Swin) else model.config.patch_size)
     if not args.out:
-        write_text(maps, photo, seen_box(photo.size, spec), args)
+        write_text(maps, photo, box, args)
     elif args.out.lower().endswith(".png"):
         with writing(args.out):
-            draw(maps, photo, seen_box(photo.size, spec), args, settings).save(args.out)
+            draw(maps, photo, box, args, settings).save(args.out)
     elif args.out.lower().endswith(".npy"):
         write_npy(args.out, maps.one() if maps.single else maps.values)
     else:

@@ -80,7 +80,8 @@ def _grad_rollout(model: ViT, pixels_BCHW: Tensor, *, head: int | str = "mean", 
 
 def _per_patch(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def of_patches(model: ViT, pixels_BCHW: Tensor, **settings: Any) -> Tensor:
-        return per_patch(function(model, pixels_BCHW, **settings), model.layout_of(pixels_BCHW))
+        attribution_BCHW = function(model, pixels_BCHW, **settings)
+        return per_patch(attribution_BCHW, model.layout_of(pixels_BCHW), patch=model.config.patch_size)
 
     return of_patches
 

@@ -239,13 +239,19 @@ def integrated_gradients(
     return (pixels_BCHW - start) * total / steps
 
 
-def per_patch(attribution_BCHW: Tensor, layout: TokenLayout) -> Tensor:
+def per_patch(attribution_BCHW: Tensor, layout: TokenLayout, *, patch: int | None = None) -> Tensor:
     """Values of pixels as a map of patches: the sum of their magnitudes in each, (B, C, H, W) -> (B, h, w).
+
+    Args:
+        patch: side of a patch in pixels, for a model that does not see what makes no whole one at the right and below.
 
     Raises:
         ShapeError: the pixels are not a whole number per patch.
     """
-    (height, width), (rows, columns) = attribution_BCHW.shape[2:], layout.grid
+    rows, columns = layout.grid
+    if patch:
+        attribution_BCHW = attribution_BCHW[:, :, : rows * patch, : columns * patch]
+    height, width = attribution_BCHW.shape[2:]
     if height % rows or width % columns:
         raise ShapeError(f"{height} x {width} pixels do not make {rows} x {columns} patches of equal size")
     # (B, C, H, W) -> (B, C, h, patch, w, patch) -> (B, h, w)

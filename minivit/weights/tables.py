@@ -384,7 +384,7 @@ HF_SIGLIP_VISION = Table(
         "eps": ("layer_norm_eps", 1e-6),
         "activation": ("hidden_act", "gelu_pytorch_tanh"),
     },
-    constants={"cls_token": False, "pooling": "map"},
+    constants={"cls_token": False, "pooling": "map", "drop_rest": True},
     fixed={"vision_use_head": True},
     activations=_ACTIVATIONS,
     rows={**_TOWER_ROWS, **_MAP_ROWS},
