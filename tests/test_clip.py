@@ -381,10 +381,35 @@ def test_info_and_verify_know_both_towers(pair, capsys):
     assert "text tower" in out and "2 blocks of width 24, 4 heads of 6" in out and f"{numbers:,}" in out
 
 
-def test_a_pair_of_towers_is_not_written(clip, tmp_path):
-    with pytest.raises(UsageError, match="has a place for a CLIP"):
-        minivit.save(minivit.load(clip[0]), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+@both
+def test_both_towers_are_written_with_their_tokenizer_and_preprocessing(pair, photo, tmp_path, capsys):
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    path, theirs, _ = pair
+    assert main(["convert", str(path), str(tmp_path / "out")]) == 0
+    again, found = type(theirs).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(found.values())
+    state = theirs.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+    model, written = minivit.load(path), minivit.load(tmp_path / "out")
+    assert written.config == model.config and written.image_spec == model.image_spec
+    texts = ["a dog, on grass!", "Two CATS"]
+    assert torch.equal(written.tokenize(texts), model.tokenize(texts))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    padded = {"padding": "max_length", "max_length": 64} if "siglip" in str(path) else {"padding": True}
+    ids = tokenizer(texts, return_tensors="pt", **padded)["input_ids"]
+    assert torch.equal(ids, model.tokenize(texts))
+    processor = json.loads((path / "preprocessor_config.json").read_text())["image_processor_type"]
+    assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["image_processor_type"] == processor
+    assert (
+        processor.removesuffix("ImageProcessor") in type(AutoImageProcessor.from_pretrained(tmp_path / "out")).__name__
+    )
+    model.tokenizer.bare = True
+    with pytest.raises(UsageError, match=r"punctuation and capitals .* set model\.tokenizer = None"):
+        minivit.save(model, tmp_path / "bare")
+    model.tokenizer = None
+    minivit.save(model, tmp_path / "bare")
+    assert not (tmp_path / "bare" / "tokenizer.json").exists()
 
 
 # --- texts among vectors

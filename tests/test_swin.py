@@ -331,8 +331,23 @@ def test_python_functions_refuse_a_swin(checkpoint):
         minivit.trace(model, pixels)
     with pytest.raises(UsageError, match="not a Swin"):
         minivit.optimize(model)
-    with pytest.raises(UsageError, match="has a place for a Swin"):
-        minivit.save(model, "nowhere")
+
+
+# --- writing
+
+
+@pytest.mark.parametrize("rule", ["torchvision", "timm"])
+def test_windows_that_fit_are_written_as_transformers_cuts_them(rule, tmp_path):
+    model = build(image_size=(48, 48), windowing=rule, any_size=rule == "torchvision")  # 12, 6 and 3 in windows of 3
+    minivit.save(model, tmp_path / "out")
+    again = minivit.load(tmp_path / "out", dtype=torch.float64)
+    pixels = torch.randn(2, 3, *model.config.image_size, dtype=torch.float64)
+    assert again.config.windowing == "hf" and (again(pixels) - model(pixels)).abs().max() <= 1e-12
+    # The last stage of 3 x 6 tokens: transformers rolls neither side, the others the longer one.
+    for changes in ({"image_size": (48, 96)}, {"image_size": (48, 48), "window": (3, 6, 3)}):
+        with pytest.raises(UsageError, match="none of transformers' layouts"):
+            minivit.save(build(windowing=rule, **changes), tmp_path / "no")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 # --- where windows look
