@@ -97,7 +97,7 @@ def plain_vit(model: Any, name: str) -> ViT:
     if isinstance(model, Swin):
         raise UsageError(
             f"{name}: is a Swin, whose tokens see only their window and merge from stage to stage; this command "
-            "reads a plain ViT. Swin is for classify, embed, eval, info, verify, and attention --method raw"
+            "reads a plain ViT. Swin is for classify, embed, eval, info, verify, convert, diff and attention --method raw"
         )
     return model.image if isinstance(model, CLIP) else model
 

@@ -39,6 +39,7 @@ from minivit.study.relevance import (
     relevance,
     relevance_by_start,
 )
+from minivit.study.stages import diff_swin, swin_step_names, swin_steps
 from minivit.study.tokens import norms, patch_filters, pca, position_similarity, similarity
 from minivit.study.trace import Trace, trace
 from minivit.study.windows import WindowProbs, window_attention, window_map
@@ -65,6 +66,7 @@ __all__ = [
     "compare",
     "curves",
     "diff",
+    "diff_swin",
     "divergence",
     "explore",
     "find_causes",
@@ -100,6 +102,8 @@ __all__ = [
     "spearman",
     "step_names",
     "survives",
+    "swin_step_names",
+    "swin_steps",
     "to_alias",
     "trace",
     "window_attention",
