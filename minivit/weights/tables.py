@@ -433,8 +433,8 @@ HF_SIGLIP = Table(
     processor="SiglipImageProcessor",
 )
 
-# torchvision's vit_*: torchvision/models/vision_transformer.py. Its files have no config.json; weights/names.py
-# writes one from the name. Second spelling of the MLP: files from before its MLPBlock version 2.
+# torchvision's vit_*: torchvision/models/vision_transformer.py. Its files have no config.json; weights/files.py
+# makes one of the name. Second spelling of the MLP: files from before its MLPBlock version 2.
 TORCHVISION = Table(
     model_types=("torchvision",),
     kinds={"VisionTransformer": Kind("heads.head")},
