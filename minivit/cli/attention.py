@@ -188,6 +188,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         )
     if "class" not in takes and labels_of(args) is not None:
         raise UsageError(f"--method {args.method} has no use for --labels; they are the classes of other methods")
+    if given.get("query") == "pool" and args.method in ("raw", "similarity"):
+        raise UsageError("--query pool is where rollout may begin; --method pool draws where the pool looks")
     if args.grid and args.head is not None:
         raise UsageError("--grid draws every head; leave --head out")
     if args.method == "pca" and args.layer == "all":
