@@ -130,6 +130,16 @@ def test_the_fault_of_a_port_is_named(fault, step, words):
     assert words in causes[0].says
 
 
+def test_a_rule_that_makes_nothing_of_a_picture_is_no_cause():
+    """8 x 40 pixels: 2 x 10 tokens, less than a window, which torchvision alone pads."""
+    model, pixels = build(windowing="torchvision").float(), PIXELS[:, :, :8, :40].float()
+    steps = study.swin_steps(model, pixels)
+    assert study.diff_swin(model, pixels, {"float32": steps})[0][-1].equal
+    steps["blocks.0.resid_mid"] = steps["blocks.0.resid_mid"].sin()
+    rows, causes = study.diff_swin(model, pixels, {"float32": steps})
+    assert rows[-1].name == "blocks.0.resid_mid" and causes == []
+
+
 def test_steps_and_places_of_a_swin(tmp_path, capsys):
     model = seeded()
     with torch.no_grad():
@@ -144,6 +154,8 @@ def test_steps_and_places_of_a_swin(tmp_path, capsys):
     assert swin_place(model.config, "blocks.4.norm1", "torchvision") == "features.3.2.norm1"
     assert swin_place(model.config, "stages.1.merge", "timm") == "layers.2.downsample"
     assert len({frozenset(places) for places in PLACES.values()}) == 1
+    with pytest.raises(UsageError, match="reads a ViT"):
+        study.swin_steps(nn.Identity(), PIXELS)
     for name in ("blocks.7.norm1", "stages.2.merge", "blocks.0.q"):
         with pytest.raises(UsageError, match="no step of this Swin"):
             study.swin_steps(model, PIXELS, [name])
