@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import ctypes
 import json
 import math
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from minivit.errors import UsageError, WriteError
 from minivit.journal import Appender, Journal, Known
+from minivit.weights.shards import read_npy_header
 
 SUFFIXES = (".npy", ".safetensors", ".parquet")
 _SHARED = ("schema", "model", "revision", "device", "run")  # fields that every record of a run has in common
@@ -84,7 +84,7 @@ class StoreWriter:
             raise UsageError(f"{self.partial}: has fewer vectors than records; remove it and start again")
         self.vectors.truncate(end if self.journal.count else 0)
         if not self.vectors.size:
-            self.vectors.append(npy_header(0, shape, dtype))
+            self.vectors.append(npy_header((0, *shape), dtype))
 
     def known(self) -> Iterator[Known]:
         """What is there already, as Journal.known."""
@@ -110,7 +110,7 @@ class StoreWriter:
             self.vectors.put(data, _NPY_HEADER + index * self.row)
         else:
             self.vectors.append(data)
-            self.vectors.put(npy_header(index + 1, self.shape, self.dtype), 0)
+            self.vectors.put(npy_header((index + 1, *self.shape), self.dtype), 0)
         self.journal.put(index, item)
 
     def finish(self, total: int) -> None:
@@ -147,7 +147,7 @@ class StoreWriter:
             yield from map(json.loads, file)
 
     def _write_safetensors(self, path: Path, total: int) -> None:
-        """The format as https://huggingface.co/docs/safetensors describes it; the library holds all it writes."""
+        """The format as https://huggingface.co/docs/safetensors describes it; the library shuffles the metadata."""
         lines = self.partial / "finished.jsonl"
         with lines.open("wb") as file:
             for item in self._lines():
@@ -177,9 +177,9 @@ class StoreWriter:
                 writer.write_table(parquet_table(records, piece, schema))
 
 
-def npy_header(rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
-    """The header of an .npy file, version 1.0 (NumPy's numpy/lib/format.py), padded to a fixed length."""
-    text = f"{{'descr': '{_DTYPES[dtype][0]}', 'fortran_order': False, 'shape': {(rows, *shape)}, }}"
+def npy_header(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
+    """The header of an .npy file of floats, version 1.0 (NumPy's numpy/lib/format.py), padded to a fixed length."""
+    text = f"{{'descr': '{_DTYPES[dtype][0]}', 'fortran_order': False, 'shape': {shape}, }}"
     text = text.ljust(_NPY_HEADER - 11) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
@@ -231,14 +231,9 @@ def _chain(first: Any, others: Iterator[Any]) -> Iterator[Any]:
 
 
 def _read_npy(path: Path) -> Iterator[tuple[list[dict[str, Any]], Tensor]]:
-    with path.open("rb") as file:
-        if file.read(8) != b"\x93NUMPY\x01\x00":
-            raise ValueError("not an .npy file, version 1.0")
-        (length,) = struct.unpack("<H", file.read(2))
-        header = ast.literal_eval(file.read(length).decode())
-    dtype = next(dtype for dtype, (name, _) in _DTYPES.items() if name == header["descr"])
-    with Path(f"{path}.jsonl").open("rb") as lines:
-        yield from _mapped(path, 10 + length, header["shape"], dtype, map(json.loads, lines))
+    with path.open("rb") as file, Path(f"{path}.jsonl").open("rb") as lines:
+        shape, dtype = read_npy_header(file)
+        yield from _mapped(path, file.tell(), shape, dtype, map(json.loads, lines))
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[list[dict[str, Any]], Tensor]]:

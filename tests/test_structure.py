@@ -35,7 +35,7 @@ ARROWS = {
     "predict": {"bulk", "clip", "config", "labels", "model", "preprocess", "swin", "weights"},
     "records": {"bulk", "config", "model", "swin"},
     "journal": set(),
-    "stores": {"journal"},
+    "stores": {"journal", "weights"},
     "distributed": {"bulk", "fast", "predict", "records", "stores", "weights"},
     "photos": {"config", "preprocess", "recipe"},
     "train": {"config", "model", "photos", "preprocess", "recipe", "weights"},
