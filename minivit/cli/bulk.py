@@ -146,6 +146,7 @@ def answer_inputs(
     the inputs are others, and nothing of what is there is thrown away.
     """
     from minivit.bulk import Item, answer_all
+    from minivit.journal import Known, utf8
     from minivit.predict import image_spec_of
     from minivit.records import record
 
@@ -155,7 +156,7 @@ def answer_inputs(
         known = sink.known()
         for number, (name, picture) in enumerate(found, start=1):
             before = next(known, None)
-            if before is not None and before.path != name:
+            if before is not None and before.path != utf8(name):
                 raise UsageError(
                     f"{args.out}: of other inputs: its record {number} is {before.path}, input {number} is {name}"
                 )
@@ -177,11 +178,12 @@ def answer_inputs(
             for total, result in enumerate(results, start=1):
                 name, before = given.popleft()
                 if result.kept and before is not None:
-                    failed += before.failed
+                    failed += before.error is not None
                 else:
                     item = record(name, result, constant)
-                    sink.put(total - 1, item)
                     failed += "error" in item
+                    if before != Known.of(item):  # what could not be read then and cannot now has no hash to go by
+                        sink.put(total - 1, item)
                 step()
         sink.finish(total)
     except KeyboardInterrupt:
@@ -254,3 +256,13 @@ class Stdout:
 def silence_stdout() -> None:
     """Let what is still buffered go nowhere: it cannot be written, and the interpreter would try again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def open_closed_streams() -> None:
+    """Put something where the shell closed a stream (`>&-`), so that no file of ours gets its number.
+
+    Nothing can be written to standard output then, which is said where it is tried; standard input is empty.
+    """
+    for name, mode, flags in (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode))
