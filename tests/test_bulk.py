@@ -514,10 +514,14 @@ def command(*arguments: str, **kwargs) -> subprocess.Popen:
 
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_signal_leaves_a_valid_prefix_that_resumes(capsys, model, folder, tmp_path, sign, code):
-    many = [str(folder)] * 60
+    """In mid-run for certain: its list of paths has no end yet."""
+    paths = [str(folder / f"{i}.png") for i in range(40)] * 60
     out = tmp_path / "labels.jsonl"
-    common = [*many, "-m", model, "-o", str(out), "-b", "8", "--device", "cpu"]
-    process = command("classify", *common)
+    (tmp_path / "list").write_text("\n".join(paths) + "\n")
+    common = ["-m", model, "-o", str(out), "-b", "8", "--device", "cpu", "--no-fast"]
+    process = command("classify", "--from-file", "-", *common, stdin=subprocess.PIPE)
+    process.stdin.write((tmp_path / "list").read_text())
+    process.stdin.flush()
     while not out.exists() or out.stat().st_size < 3000:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
@@ -526,10 +530,10 @@ def test_a_signal_leaves_a_valid_prefix_that_resumes(capsys, model, folder, tmp_
     assert process.returncode == code
     assert "Traceback" not in err
     there = out.read_bytes()
-    assert run(capsys, "classify", *common, "--resume")[0] == 3
+    assert run(capsys, "classify", "--from-file", str(tmp_path / "list"), *common, "--resume")[0] == 3
     whole = out.read_bytes()
     assert whole.startswith(there[: there.rfind(b"\n") + 1])
-    assert [one["path"] for one in records(out)] == [str(folder / f"{i}.png") for i in range(40)] * 60
+    assert [one["path"] for one in records(out)] == paths
 
 
 def test_a_full_disk_is_one_line_and_the_records_before_it_are_whole(model, folder, tmp_path):

@@ -36,7 +36,7 @@ ARROWS = {
     "records": {"bulk", "config", "model", "swin"},
     "journal": set(),
     "stores": {"journal", "weights"},
-    "distributed": {"bulk", "fast", "predict", "records", "stores", "weights"},
+    "distributed": {"bulk", "fast", "predict", "preprocess", "records", "stores", "weights"},
     "photos": {"config", "preprocess", "recipe"},
     "train": {"config", "model", "photos", "preprocess", "recipe", "weights"},
     "evaluate": {"config", "model", "photos", "preprocess", "recipe"},
