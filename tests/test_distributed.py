@@ -19,7 +19,7 @@ from minivit.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'minivit[ray]'")
-PICTURES, BATCH = 10 * 256 + 9, 8  # eleven portions
+PICTURES, BATCH = 6 * 256 + 9, 8  # seven portions
 NODE = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
 
 
@@ -37,14 +37,14 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures that take a while, a bad one among them; most are one file under many names."""
+    """Pictures, a bad one among them; most are one file under many names."""
     folder = tmp_path_factory.mktemp("pictures")
     generator = torch.Generator().manual_seed(5)
     for i in range(PICTURES):
         path = folder / f"{i}.png"
         if i < 4:
             levels = torch.randint(256, (30 * 40 * 3,), generator=generator, dtype=torch.uint8)
-            Image.frombytes("RGB", (40, 30), bytes(levels.tolist())).resize((300, 300)).save(path, compress_level=1)
+            Image.frombytes("RGB", (40, 30), bytes(levels.tolist())).resize((120, 150)).save(path, compress_level=1)
         elif i == 77:
             path.write_bytes((folder / "0.png").read_bytes()[:5000])
         else:
