@@ -557,6 +557,12 @@ def test_a_full_disk_is_one_line_and_the_records_before_it_are_whole(model, fold
             _, err = process.communicate(timeout=60)
         assert process.returncode == 1
         assert err == ("minivit: standard output: No space left on device; the records before this one are whole\n")
+        with Path("/dev/full").open("w") as full:
+            process = command("info", model, stdout=full)  # a command that prints
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "No space left on device" in err
+        assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

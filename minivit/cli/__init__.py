@@ -81,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if sys.flags.dev_mode:
             raise
-        if isinstance(error, OSError):
-            silence_stdout()  # where it was standard output that failed, it would fail again at the end
+        try:
+            sys.stdout.flush()
+        except OSError:  # as on a full disk: it would fail again at the end
+            silence_stdout()
         say(f"unexpected failure: {type(error).__name__}: {error} (python -X dev -m minivit ... shows where)")
         return 1
