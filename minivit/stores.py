@@ -70,7 +70,7 @@ class StoreWriter:
         if self.path.exists() and resume:
             return  # finished, though a kill may have left a part of the folder it grew in
         if self.partial.exists() and not resume:
-            raise UsageError(f"{self.partial}: another run began it; --resume continues where it broke off, or remove it")
+            raise UsageError(f"{self.partial}: another run began it; --resume continues it, or remove it")
         beside = [Path(f"{path}.jsonl")] if self.path.suffix == ".npy" else []
         for there in (self.path, *beside):
             if there.exists() and not self.partial.exists():
