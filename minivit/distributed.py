@@ -53,7 +53,7 @@ def start(address: str | None, *, quiet: bool = True) -> Any:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = not quiet
     if quiet:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error comes as one line of ours
     return ray
 
 
@@ -96,6 +96,7 @@ def run(
         {"records": how many, "failed": of them, those with an error}, counted in what was written.
 
     Raises:
+        UsageError: `out` cannot be made.
         WriteError: Ray gave up, or what was written is not one record for every input.
     """
     import ray
@@ -127,6 +128,10 @@ def run(
         **resources,
     )
     out = Path(out).absolute()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror})") from None
     try:
         answered.write_parquet(str(out))
     except ray.exceptions.RayError as error:

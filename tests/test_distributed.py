@@ -131,20 +131,22 @@ def test_what_ray_lists_and_reads_is_embedded_and_searched_as_a_store(cluster, f
     assert sorted(line.split("  ")[1] for line in lines) == [str(some / f"{i}.png") for i in (1, 2, 3)]
     assert [row["error"]["code"] for row in rows(out, by="path") if "error" in row] == ["truncated"]
     assert len(rows(out, by="path")) == 4, "no notes.txt"
+    process = start(cluster, "embed", f"file://{some}/gone", "-m", model, "-o", str(tmp_path / "new"))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert "Ray finds no pictures there" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["file:///no/such/folder", "-o", "new"], "Ray finds no pictures there"),
         (["one.png", "-o", "."], "is there already"),
         (["one.png", "-o", "s3://bucket/out"], "name a folder all nodes share"),
         (["one.png", "file:///photos", "-o", "new"], "not both in one run"),
         (["one.png", "-o", "new", "--resume"], "is not resumed"),
     ],
 )
-def test_what_the_engine_cannot_do_is_refused(cluster, hf_checkpoint, arguments, message):
-    process = start(cluster, "embed", *arguments, "-m", str(hf_checkpoint()))
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 2, err
-    assert message in err.splitlines()[-1]
+def test_what_the_engine_cannot_do_is_refused(hf_checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["embed", *arguments, "--engine", "ray", "-m", str(hf_checkpoint()), "--device", "cpu"]) == 2
+    assert message in capsys.readouterr().err
