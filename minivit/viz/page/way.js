@@ -170,7 +170,7 @@ function buildWay() {
   const buttons = all.map((stage) => {
     const button = h("button", { type: "button", className: "stage-button", "aria-pressed": "false" });
     button.append(
-      h("span", { className: "picture" }, stage.picture()),
+      h("span", { className: "picture", "aria-hidden": "true" }, stage.picture()),
       h("span", { className: "stage-name" }, stage.name),
       h("span", { className: "shape" }, stage.shape),
       ...(stage.detail ? [h("span", { className: "shape" }, stage.detail)] : []),
