@@ -27,15 +27,16 @@ LABELS = {i: f"<b>label {i}</b> & </script>, other" for i in range(5)}
 PHOTO = Image.effect_noise((200, 120), 90).convert("RGB")
 
 
-def page_of(kind="cls", maps="all", dtype=torch.float64, **changes):
+def page_of(kind="cls", maps="all", dtype=torch.float64, photo=PHOTO.size, **changes):
     """A page, its model and the tensors behind it."""
     model = build(kind, dtype=dtype, **changes)
     model.labels = LABELS
     x = pixels(batch=1, dtype=dtype)
     seen = study.explore(model, x)
     page = viz.explorer(
-        seen, PHOTO, PHOTO.resize((40, 24)), labels=LABELS, maps=maps, title=EVIL, model="<i>fake</i>", notes=["a note"]
-    )
+        seen, PHOTO.resize(photo), PHOTO.resize((40, 24)), labels=LABELS, maps=maps, title=EVIL, model="<i>fake</i>",
+        notes=["a note"],
+    )  # fmt: skip
     return page, model, x, seen
 
 
@@ -59,6 +60,8 @@ def test_explore_gathers_what_the_library_computes():
     best = kept["logits"][0].topk(3).indices
     assert seen.best_T.tolist() == best.tolist()
     torch.testing.assert_close(seen.scores_T, kept["logits"][0].softmax(-1)[best].float(), **close)
+    most = torch.cat(list(probs))[..., 2:].amax(dim=(0, 1, 3))
+    torch.testing.assert_close(seen.greatest_N, most.float(), **close)
     for i in range(3):
         torch.testing.assert_close(
             seen.rollout_Lhw[i], study.rollout(probs, seen.layout, start_layer=i)[0].float(), **close
@@ -150,8 +153,8 @@ def test_the_small_tensors_are_exact():
     values = torch.frombuffer(bytearray(blocks["tensors"]), dtype=torch.float32)[: first[0] * first[1]]
     assert torch.equal(values.view(first), seen.distance_LA)
     assert list(about["tensors"]) == [
-        "distance", "entropy", "rollout", "norms", "pca", "pcaShare", "scores", "relevance", "lens", "lensLabels",
-        "lensScores",
+        "distance", "entropy", "greatest", "rollout", "norms", "pca", "pcaShare", "scores", "relevance", "lens",
+        "lensLabels", "lensScores",
     ]  # fmt: skip
 
 
@@ -182,7 +185,8 @@ def test_sizes_of_a_base_model_with_maps_no_packing_makes_smaller():
 
     seen = study.Exploration(
         config=replace(config, width=768), layout=layout, trace=Noise(), distance_LA=rand(12, 12),
-        entropy_LA=rand(12, 12), rollout_Lhw=rand(12, 14, 14), norms_SN=rand(13, 197), pca_Shw3=rand(13, 14, 14, 3),
+        entropy_LA=rand(12, 12), greatest_N=rand(197), rollout_Lhw=rand(12, 14, 14),
+        norms_SN=rand(13, 197), pca_Shw3=rand(13, 14, 14, 3),
         pca_share_S=rand(13), best_T=torch.arange(5), scores_T=rand(5), relevance_TLhw=rand(5, 12, 14, 14),
         lens_SNT=rand(13, 198, 5), lens_labels_SNJ=torch.randint(0, 1000, (13, 198, 3), generator=noise),
         lens_scores_SNJ=rand(13, 198, 3),
@@ -223,6 +227,8 @@ def test_the_command_writes_the_page(hf_checkpoint, tmp_path, capsys, monkeypatc
 
 # --- in a browser
 
+PATIENCE = 120  # seconds until what does not come is given up; a busy machine is slow, not wrong
+
 
 def find_browser():
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -249,6 +255,7 @@ def browser():
             options.add_argument(f"--{flag}")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        browser.set_script_timeout(PATIENCE)
         yield browser
         browser.quit()
 
@@ -257,7 +264,12 @@ class Page:
     """One page in the browser, with what a person does to it."""
 
     def __init__(self, browser, path, model, x, seen):
+        from selenium.webdriver import ActionChains
+
         self.browser, self.model, self.x, self.seen = browser, model, x, seen
+        mouse = ActionChains(browser, duration=0)
+        mouse.w3c_actions.pointer_action.move_to_location(0, 0)  # not where the test before left it, above a patch
+        mouse.perform()
         for kind in ("browser", "performance"):
             browser.get_log(kind)
         browser.get(path.as_uri())
@@ -266,8 +278,8 @@ class Page:
     def js(self, script, *arguments):
         return self.browser.execute_script(script, *arguments)
 
-    def until(self, script, seconds=20):
-        end = time.monotonic() + seconds
+    def until(self, script):
+        end = time.monotonic() + PATIENCE
         while not self.js(script):
             assert time.monotonic() < end, f"never true: {script}; {self.browser.get_log('browser')}"
             time.sleep(0.02)
@@ -276,8 +288,8 @@ class Page:
         return self.browser.find_element("css selector", css)
 
     def text(self, css):
-        for _ in range(4):  # a frame for what was asked, one for the small maps, and what follows from those
-            self.js("return new Promise((done) => requestAnimationFrame(() => done()))")
+        self.js("return new Promise((done) => requestAnimationFrame(() => done()))")
+        self.until("return frame === null")  # nothing is asked for that is not drawn
         return self.one(css).text
 
     def point(self, row, column):
@@ -494,6 +506,42 @@ def test_lengths_and_components(open_page):
     assert all(shown(part, float(exact)) for part, exact in zip(parts, page.seen.pca_Shw3[1, 0, 3], strict=True))
 
 
+def test_the_network_s_own_picture_below_the_map(open_page):
+    page = open_page("two")
+    assert page.js("return document.getElementById('image').src === about.photo")
+    page.pick("input[value='seen']")
+    assert page.js("return document.getElementById('image').src === about.seen")
+    page.point(2, 4)
+    assert page.text("#readout").startswith("patch (2, 4) gives most to ")
+    ratio = "const { width, height } = document.getElementById('photo').getBoundingClientRect(); return width / height"
+    assert page.js(ratio) == pytest.approx(40 / 24, rel=0.02)
+    page.pick("input[value='photo']")
+    assert page.js(ratio) == pytest.approx(200 / 120, rel=0.02)
+    long = open_page("two", photo=(600, 60))
+    assert long.js("return document.getElementById('image').src === about.seen")
+    long.pick("input[value='photo']")
+    assert long.js(ratio) == pytest.approx(10, rel=0.05)
+
+
+def test_a_page_that_scrolls_below_the_mouse_leaves_the_keyboard_its_cursor(open_page):
+    from selenium.webdriver.common.keys import Keys
+
+    page = open_page("two")
+    page.point(0, 1)
+    page.key(Keys.ARROW_RIGHT)
+    assert page.text("#readout").startswith("patch (0, 2) ")
+    # What a browser sends of itself: events at the very place where the mouse has been since.
+    page.js(
+        "const [screenX, screenY] = pointer.place.split(' ').map(Number);"
+        "const at = { pointerType: 'mouse', screenX, screenY, clientX: 5, clientY: 5 };"
+        "for (const kind of ['pointermove', 'pointerleave'])"
+        "  document.getElementById('photo').dispatchEvent(new PointerEvent(kind, at));"
+    )
+    assert page.text("#readout").startswith("patch (0, 2) ")
+    page.point(1, 4)
+    assert page.text("#readout").startswith("patch (1, 4) ")
+
+
 def test_text_that_looks_like_markup_is_shown_as_text(open_page):
     page = open_page("two")
     assert page.text("h1") == EVIL and page.text("#about").startswith("<i>fake</i>")
@@ -557,8 +605,8 @@ def test_the_view_is_saved_as_a_picture(open_page, tmp_path):
     page = open_page("two")
     page.browser.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     page.pick("#save")
-    end = time.monotonic() + 20
-    while not (found := list(tmp_path.glob("*.png"))):
+    end = time.monotonic() + PATIENCE
+    while not (found := [file for file in tmp_path.glob("*.png") if file.stat().st_size]):
         assert time.monotonic() < end
         time.sleep(0.05)
     with Image.open(found[0]) as image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -288,3 +289,33 @@ def test_dots_stand_as_high_as_their_numbers(tmp_path):
         viz.dots_by_depth({"n": torch.zeros(3)})
     with pytest.raises(UsageError):
         viz.dots_by_depth({})
+
+
+# Charts
+
+
+def test_a_confusion_chart_shades_every_row_by_its_shares():
+    long = "a rather long name of a class <of its own>"
+    root = ElementTree.fromstring(viz.confusion_chart("a & b", ["cat", long], [[3, 1], [0, 0]]))
+    svg = "{http://www.w3.org/2000/svg}"
+    cells = [rect.get("fill-opacity") for rect in root.iter(f"{svg}rect") if rect.get("fill-opacity")]
+    assert cells == ["0.750", "0.250", "0.000", "0.000"]
+    texts = {text.text: text for text in root.iter(f"{svg}text") if text.get("text-anchor") == "end"}
+    assert list(texts) == ["cat", long] and float(texts[long].get("x")) > 6 * len(long)  # room for it on its left
+
+
+def test_curves_stand_where_their_numbers_are(tmp_path):
+    shares = torch.linspace(0, 1, 5)
+    low, high = torch.full((1, 5), 0.25), torch.full((1, 5), 1.0)
+    image = reopened(
+        viz.curve_sheet(["m" * 99], shares, low, high, random=(low[0] * 2, low[0] * 2), title="t" * 999), tmp_path
+    )
+    assert image.width == 860
+    blue, red, grey = (
+        [y for y in range(60, image.height) if near(image.getpixel((100, y)), colour, 40)]
+        for colour in ((0, 114, 178), (213, 94, 0), (150, 150, 150))
+    )
+    # One tile: 1 at the top of the chart, 0.5 at its middle, 0.25 at three quarters of its 120 pixels.
+    assert grey[0] - red[0] == pytest.approx(59, abs=2) and blue[0] - red[0] == pytest.approx(88, abs=2)
+    with pytest.raises(ShapeError, match="2 names"):
+        viz.curve_sheet(["a", "b"], shares, low, high, random=(low[0], low[0]))

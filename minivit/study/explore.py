@@ -32,6 +32,7 @@ class Exploration:
     trace: Trace  # q and k of every block; its `attention` gives probs_BANM
     distance_LA: Tensor  # mean distance of every block's heads in pixels, attention_distance
     entropy_LA: Tensor  # mean entropy of their rows in nats, attention_entropy
+    greatest_N: Tensor  # the most any head of any block lets every token give one patch
     rollout_Lhw: Tensor  # of CLS (without one, the mean of the patches), by the first block that takes part
     norms_SN: Tensor  # length of every token
     pca_Shw3: Tensor  # every patch along the three principal components of its stream
@@ -63,10 +64,11 @@ def explore(model: ViT, pixels_BCHW: Tensor, *, top_k: int = 5, labels: int = 3)
     config, layout = model.config, model.layout_of(pixels_BCHW)
     streams = ["embed.tokens", *(f"blocks.{i}.resid_post" for i in range(config.depth))]
     kept = trace(model, pixels_BCHW, keep=[*streams, "blocks.*.q", "blocks.*.k"], limit=None)
-    distances, entropies, fused = [], [], []
+    distances, entropies, greatest, fused = [], [], [], []
     for probs_BANM in kept.attention:
         distances.append(attention_distance(probs_BANM, layout, config.patch_size)[0])
         entropies.append(attention_entropy(probs_BANM)[0])
+        greatest.append(probs_BANM[0, :, :, layout.prefix :].amax(dim=(0, 2)))
         fused.append(probs_BANM.mean(dim=1, keepdim=True))  # what rollout reads of a layer, A times smaller
     rollouts = [rollout(fused, layout, start_layer=start)[0] for start in range(config.depth)]
     components = [pca(kept[name], layout)[0] for name in streams]
@@ -77,6 +79,7 @@ def explore(model: ViT, pixels_BCHW: Tensor, *, top_k: int = 5, labels: int = 3)
         trace=kept,
         distance_LA=_plain(distances),
         entropy_LA=_plain(entropies),
+        greatest_N=_plain(greatest).amax(dim=0),
         rollout_Lhw=_plain(rollouts),
         norms_SN=_plain([kept[name][0].norm(dim=-1) for name in streams]),
         pca_Shw3=_plain(components),

@@ -39,7 +39,8 @@ def line_chart(title: str, x_label: str, series: Mapping[str, Sequence[tuple[flo
 
 def confusion_chart(title: str, classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
     """Rows of true classes, columns of predicted ones, shaded by the share of the row, as one SVG document."""
-    cell, left, top = 44, 110, 128
+    longest = 7 * max((len(name) for name in classes), default=0)  # pixels of 12-pixel letters, rather more than less
+    cell, left, top = 44, max(110, longest + 16), max(128, longest + 40)
     body = []
     for i, (name, row) in enumerate(zip(classes, confusion, strict=True)):
         y = top + cell * i

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from minivit.errors import ShapeError
-from minivit.viz.maps import INK, PAPER
+from minivit.viz.maps import INK, PAPER, fit
 
 DELETION, INSERTION, GREY, FAINT = (0, 114, 178), (213, 94, 0), (150, 150, 150), (225, 225, 225)
 
@@ -55,7 +55,7 @@ def curve_sheet(
     rows = -(-len(names) // columns)
     result = Image.new("RGB", (max(columns * (wide + gap) + gap, 860), 5 * size + rows * (tile + gap)), PAPER)
     draw = ImageDraw.Draw(result)
-    draw.text((gap, size // 2), title, INK, font)
+    draw.text((gap, size // 2), fit(title, font, result.width - 2 * gap), INK, font)
     x = float(gap)
     for words, colour in (("deletion, lower is better", DELETION), ("insertion, higher is better", INSERTION),
                           ("the same for random maps", GREY)):  # fmt: skip
@@ -66,7 +66,7 @@ def curve_sheet(
     for i, name in enumerate(names):
         left = gap + (i % columns) * (wide + gap)
         y = 5 * size + (i // columns) * (tile + gap)
-        draw.text((left, y), name, INK, font)
+        draw.text((left, y), fit(name, font, wide), INK, font)
         y += 2 * size
         if pictures:
             result.paste(pictures[i].resize((wide, photo_high), Image.Resampling.LANCZOS), (left, y))

@@ -118,20 +118,17 @@ def explorer(
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
-    packed = {"tensors": b"".join(_bytes(x) for x in tensors.values())}
-    packed |= {f"attention-{i}": block for i, block in enumerate(blocks)}
-    data = "\n".join(
-        f'<script type="text/plain" id="{name}">{base64.b64encode(zlib.compress(block, 6)).decode()}</script>'
-        for name, block in packed.items()
-    )
+    # The first map needs the tensors and the last block: they stand before the program, the rest of the blocks behind.
+    *rest, last = (_element(f"attention-{i}", block) for i, block in enumerate(blocks))
     return Template(_source("page.html")).substitute(
         policy=policy,
         title=html.escape(f"{title} in {model}"),
         style=style,
         # Inside a script element only "</script" and "<!--" mean anything to HTML; without "<" neither can stand.
         about=json.dumps(about, allow_nan=False).replace("<", "\\u003c"),
-        data=data,
+        first=_element("tensors", b"".join(_bytes(x) for x in tensors.values())) + last,
         script=script,
+        rest="".join(rest),
     )
 
 
@@ -140,6 +137,7 @@ def _tensors(exploration: Exploration) -> dict[str, Tensor]:
     named = {
         "distance": exploration.distance_LA,
         "entropy": exploration.entropy_LA,
+        "greatest": exploration.greatest_N,
         "rollout": exploration.rollout_Lhw,
         "norms": exploration.norms_SN,
         "pca": exploration.pca_Shw3,
@@ -201,12 +199,16 @@ def _kind(x: Tensor) -> str:
     return "int32" if x.dtype == torch.int32 else "float32"
 
 
+def _element(name: str, block: bytes) -> str:
+    return f'<script type="text/plain" id="{name}">{base64.b64encode(zlib.compress(block, 6)).decode()}</script>\n'
+
+
 def _data_url(image: Image.Image, kind: str) -> str:
     image = image.copy()
     if kind == "JPEG":
         image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
     file = BytesIO()
-    image.save(file, kind, **({"quality": 85} if kind == "JPEG" else {"optimize": True}))
+    image.save(file, kind, optimize=True, **({"quality": 85} if kind == "JPEG" else {}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -17,6 +17,7 @@ const state = {
   stream: about.depth,
   lens: "labels",
   tokens: "norms",
+  base: Math.abs(Math.log(about.photoSize[0] / about.photoSize[1])) > Math.log(2.5) ? "seen" : "photo", // below the map
   opacity: 0.72,
 };
 
@@ -142,6 +143,16 @@ function keep(token) {
   change(again ? { kept: false, token: HOME } : { kept: true, token });
 }
 
+const pointer = { place: null, keyed: false }; // where it was last, and whether keys have moved the cursor since
+
+/** A page that scrolls below a mouse at rest sends its events too: they do not take the cursor from the keyboard. */
+function atRest({ pointerType, screenX, screenY }) {
+  const place = `${screenX} ${screenY}`;
+  const rest = pointer.keyed && pointerType === "mouse" && place === pointer.place;
+  Object.assign(pointer, { place, keyed: rest });
+  return rest;
+}
+
 function tokenAt(event) {
   const { left, top, width, height } = $("box").getBoundingClientRect();
   const column = Math.floor(((event.clientX - left) / width) * COLUMNS);
@@ -149,22 +160,35 @@ function tokenAt(event) {
   return row >= 0 && row < ROWS && column >= 0 && column < COLUMNS ? PREFIX + row * COLUMNS + column : null;
 }
 
+/** Where the patches lie in the picture below the map, as shares of its sides. */
+const boxInPicture = () => (state.base === "seen" ? [0, 0, 1, 1] : about.box);
+
+/** Below the map lies the photo, or what the network sees of it, whose patches are squares however long the photo. */
+function buildBase() {
+  const names = { photo: "the photo", seen: "what the network sees" };
+  const show = (base) => {
+    state.base = base;
+    const [height, width] = about.imageSize;
+    const image = $("image");
+    image.src = about[base];
+    image.alt = `${about.title}: ${names[base]}, below the map`;
+    image.classList.toggle("pixels", base === "seen");
+    $("photo").style.setProperty("--ratio", base === "seen" ? width / height : about.photoSize[0] / about.photoSize[1]);
+    const [left, upper, right, lower] = boxInPicture();
+    const percents = { left, top: upper, width: right - left, height: lower - upper };
+    for (const [side, share] of Object.entries(percents)) $("box").style[side] = `${100 * share}%`;
+  };
+  $("base").append(choice("Below the map", Object.entries(names), state.base, show).root);
+  show(state.base);
+}
+
 function buildPhoto() {
   const photo = $("photo");
-  const image = $("image");
-  image.src = about.photo;
-  image.alt = `${about.title}, the photo the map lies on`;
-  photo.style.setProperty("--ratio", about.photoSize[0] / about.photoSize[1]);
-  const [left, upper, right, lower] = about.box;
   const box = $("box");
-  box.style.left = `${100 * left}%`;
-  box.style.top = `${100 * upper}%`;
-  box.style.width = `${100 * (right - left)}%`;
-  box.style.height = `${100 * (lower - upper)}%`;
   box.style.setProperty("--across", `${100 / COLUMNS}%`);
   box.style.setProperty("--down", `${100 / ROWS}%`);
-  photo.addEventListener("pointermove", (event) => point(tokenAt(event)));
-  photo.addEventListener("pointerleave", () => point(null));
+  photo.addEventListener("pointermove", (event) => atRest(event) || point(tokenAt(event)));
+  photo.addEventListener("pointerleave", (event) => atRest(event) || point(null));
   photo.addEventListener("click", (event) => {
     const token = tokenAt(event);
     if (token !== null) keep(token);
@@ -187,6 +211,7 @@ function byKey(event) {
     const row = start === null ? Math.floor(ROWS / 2) : limit(rowOf(start) + down, ROWS);
     const column = start === null ? Math.floor(COLUMNS / 2) : limit(columnOf(start) + right, COLUMNS);
     state.pointed = PREFIX + row * COLUMNS + column;
+    pointer.keyed = true;
     update();
   } else if (event.key === "Enter" || event.key === " ") {
     keep(from);
@@ -258,7 +283,7 @@ async function save() {
     .map(([token, colour]) => ({ token, colour }));
   const sheet = drawView({
     image: $("image"),
-    box: about.box,
+    box: boxInPicture(),
     canvas: $("map"),
     opacity: state.opacity,
     rings,
@@ -282,12 +307,16 @@ async function start() {
   $("colophon").textContent = "Written by minivit explore. Everything on this page is in this file; it loads nothing from anywhere.";
   buildWay();
   buildPhoto();
+  buildBase();
   chips = buildChips();
   buildTabs()("attention");
   buildTheme();
   $("opacity").addEventListener("input", () => change({ opacity: Number($("opacity").value) / 100 }));
   $("save").addEventListener("click", save);
   performance.mark("minivit:shown");
+  if (document.readyState === "loading") {
+    await new Promise((done) => document.addEventListener("DOMContentLoaded", done, { once: true }));
+  }
   for (let block = about.depth - 2; block >= 0; block--) {
     await attention.load(block);
     if (block === state.block) update();

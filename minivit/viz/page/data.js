@@ -12,10 +12,10 @@ const POOLED = TOKENS; // the row of the lens that is no token: what the head re
 /** The bytes of one block: base64, then zlib. */
 async function unpack(id) {
   const element = document.getElementById(id);
-  const text = atob(element.textContent);
+  const text = element.textContent;
   element.remove();
-  const bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  // fromBase64 is of 2024 and later, and many times as fast
+  const bytes = Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const inflated = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(inflated).arrayBuffer());
 }

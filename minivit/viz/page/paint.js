@@ -82,10 +82,11 @@ function least(values) {
 /** The ramp as a CSS gradient. */
 const RAMP_CSS = `linear-gradient(to right, ${STOPS.join(", ")})`;
 
-/** The current view as one PNG: the photo with its map, its legend and what is said of it. */
+/** The current view as one PNG, 1200 pixels wide: the picture with its map, its legend and what is said of it. */
 function drawView({ image, box, canvas, opacity, rings, map, title, lines }) {
   const width = 1200;
-  const height = Math.round((width * image.naturalHeight) / image.naturalWidth);
+  const scale = Math.min(width / image.naturalWidth, 1500 / image.naturalHeight);
+  const [wide, height] = [image.naturalWidth * scale, Math.round(image.naturalHeight * scale)];
   const [pad, line, ramp] = [28, 26, 14];
   const sheet = document.createElement("canvas");
   const text = sheet.getContext("2d");
@@ -107,11 +108,13 @@ function drawView({ image, box, canvas, opacity, rings, map, title, lines }) {
   [sheet.width, sheet.height] = [width, height + pad + 34 + legend + line * wrapped.length + pad];
   text.fillStyle = "#ffffff";
   text.fillRect(0, 0, sheet.width, sheet.height);
-  text.filter = "grayscale(1)";
-  text.drawImage(image, 0, 0, width, height);
+  text.imageSmoothingEnabled = !image.classList.contains("pixels");
+  text.filter = opacity > 0 ? "grayscale(1)" : "none";
+  const start = (width - wide) / 2;
+  text.drawImage(image, start, 0, wide, height);
   text.filter = "none";
-  const [left, upper] = [box[0] * width, box[1] * height];
-  const [across, down] = [(box[2] - box[0]) * width, (box[3] - box[1]) * height];
+  const [left, upper] = [start + box[0] * wide, box[1] * height];
+  const [across, down] = [(box[2] - box[0]) * wide, (box[3] - box[1]) * height];
   text.globalAlpha = opacity;
   text.imageSmoothingEnabled = false;
   text.drawImage(canvas, left, upper, across, down);

@@ -84,7 +84,7 @@ class Thumbs {
         button.addEventListener("click", () => {
           pick(r, c);
           // Where the large map stands above instead of beside, it comes into sight.
-          if (matchMedia("(max-width: 900px)").matches) document.getElementById("photo").scrollIntoView({ block: "center" });
+          if (matchMedia("(max-width: 760px)").matches) document.getElementById("photo").scrollIntoView({ block: "center" });
         });
         button.addEventListener("keydown", (event) => this.move(event, r, c));
         return { button, canvas, bar };
@@ -150,25 +150,24 @@ class Thumbs {
 }
 
 /** A line of numbers with a name, as a bar of a length of 0 to 1. */
-function barRow({ name, share, value, colour, pick, picked, describe }) {
+function barRow({ name, share, value, colour, pick, picked }) {
   const fill = h("span", { className: "fill", style: { "--share": share.toFixed(4), "--colour": colour } });
   const button = h(
     "button",
-    { type: "button", className: "bar-row", "aria-pressed": String(Boolean(picked)) },
+    { type: "button", className: "bar-row", title: name, "aria-pressed": String(Boolean(picked)) },
     h("span", { className: "name" }, name),
     h("span", { className: "track", "aria-hidden": "true" }, fill),
     h("span", { className: "value" }, value),
   );
-  if (describe) button.setAttribute("aria-label", describe);
-  if (pick) button.addEventListener("click", pick);
+  button.addEventListener("click", pick);
   return button;
 }
 
 /** What is said of a view: what it is, its equation with the numbers of now, what it does not tell. */
 function writeNote(element, { what, equation, live, not }) {
-  const parts = [h("p", { className: "what" }, what)];
-  if (equation) parts.push(h("p", { className: "equation" }, equation));
-  if (live) parts.push(h("p", { className: "live" }, live));
-  parts.push(h("p", { className: "not" }, h("b", {}, "It does not tell "), not));
-  element.replaceChildren(...parts);
+  const lines = (named) => Object.entries(named).filter(([, text]) => text).map(([className, text]) => h("p", { className }, text));
+  element.replaceChildren(
+    h("div", {}, ...lines({ what, equation })),
+    h("div", {}, ...lines({ live }), h("p", { className: "not" }, h("b", {}, "It does not tell "), not)),
+  );
 }

@@ -98,7 +98,6 @@ const attentionView = {
     if (this.drawn === key) return;
     this.drawn = key;
     document.getElementById("thumbs-title").textContent = `What ${tokenName(query)} attends to, in every head`;
-    this.rows ??= Array.from({ length: about.depth * about.heads }, () => new Float64Array(TOKENS));
     cancelAnimationFrame(this.pending);
     const steps = this.steps(query);
     const work = () => {
@@ -113,44 +112,34 @@ const attentionView = {
     this.pending = requestAnimationFrame(work);
   },
 
-  /** One head at a time; at the end the greatest probability of all, which ends the shared scale, is known. */
+  /** One head at a time. */
   *steps(query) {
-    const one = (b, a) => this.rows[b * about.heads + a];
-    const show = (b, a, high) => this.thumbs.draw(b, a, { values: one(b, a).subarray(PREFIX), low: 0, high });
-    let most = 0;
+    const row = new Float64Array(TOKENS);
+    const values = row.subarray(PREFIX);
     for (let b = 0; b < about.depth; b++) {
       while (!attention.loaded(b)) yield "waiting";
       for (let a = 0; a < about.heads; a++) {
-        attention.head(b, a, query, one(b, a));
-        const high = greatest(one(b, a).subarray(PREFIX));
-        most = Math.max(most, high);
-        if (state.scale === "head") show(b, a, high);
-        yield;
-      }
-    }
-    this.most = most;
-    if (state.scale !== "shared") return;
-    soon(); // the large map has the same scale
-    for (let b = 0; b < about.depth; b++) {
-      for (let a = 0; a < about.heads; a++) {
-        show(b, a, most);
+        attention.head(b, a, query, row);
+        this.thumbs.draw(b, a, { values, low: 0, high: this.high(values, query) });
         yield;
       }
     }
   },
 
+  high: (values, query) => (state.scale === "shared" ? tensors.greatest.at(query) : greatest(values)),
+
   map() {
-    const row = attention.row(state.block, state.head, looker());
+    const query = looker();
+    const row = attention.row(state.block, state.head, query);
     const values = row.subarray(PREFIX);
-    const shared = state.scale === "shared" && this.most !== undefined;
     return {
       values,
       prefix: row.subarray(0, PREFIX),
       row,
       low: 0,
-      high: shared ? this.most : greatest(values),
-      unit: shared
-        ? "attention probability; one scale for all heads of all blocks"
+      high: this.high(values, query),
+      unit: state.scale === "shared"
+        ? `attention probability; one scale for all heads of all blocks, to the most that ${tokenName(query)} gives a patch`
         : "attention probability; from 0 to the most of this map",
     };
   },
@@ -160,14 +149,16 @@ const attentionView = {
   note(map) {
     const query = looker();
     const of = Array.from(map.prefix, (p, i) => `${tokenName(i)} ${number(p)}`);
-    const best = strongest(map.values) + PREFIX;
-    const total = state.head === "max" ? "" : " \u2248 1"; // but for the packing, exactly
+    const best = strongest(map.row);
+    const over = { mean: "mean\u2095 ", max: "max\u2095 " }[state.head] ?? "";
+    // But for the packing, the sum is 1; the greatest of several heads are no shares of one whole.
+    const total = state.head === "max" ? ` = ${number(sum(map.row))}, of several heads` : " \u2248 1";
     const packing = about.packing.kind === "maps"
       ? `Probabilities are kept in one byte each and are off by at most ${percent(about.error)} of themselves; below 0.0000163 they are 0.`
       : `Made here from queries and keys of 14 bits; off by at most ${percent(about.error)} of themselves.`;
     return {
       what: `How much ${tokenName(query)} reads from every token in block ${state.block}, ${this.headText()}.`,
-      equation: `softmax(q \u00b7 k\u1d40 / \u221a${about.headDim}):   ${[...of, `${PATCHES} patches ${number(sum(map.values))}`].join(" + ")}${total}`,
+      equation: `${over}softmax(q \u00b7 k\u1d40 / \u221a${about.headDim}):   ${[...of, `${PATCHES} patches ${number(sum(map.values))}`].join(" + ")}${total}`,
       live: `Most goes to ${tokenName(best)}: ${number(map.row[best])}, ${number(map.row[best] * TOKENS)} times an even share of 1/${TOKENS} = ${number(1 / TOKENS)}. ${packing}`,
       not: "whether it mattered. What is read is the token's value, which may be near zero, and by a late block every token holds something of the whole picture.",
     };
@@ -289,7 +280,7 @@ const relevanceView = {
     const top = total > 0 ? sum([...map.values].sort((a, b) => b - a).slice(0, tenth)) / total : 0;
     return {
       what: `Which patches speak for \u201c${name}\u201d, by attention that would raise its logit, carried through blocks ${state.start} to ${about.depth - 1} (Chefer et al. 2021).`,
-      equation: "A\u0304 = mean\u2095(max(\u2202logit/\u2202A \u00b7 A, 0)),   R \u2190 R + A\u0304 R",
+      equation: `A\u0304 = mean\u2095(max(\u2202logit/\u2202A \u00b7 A, 0)),   R \u2190 R + A\u0304 R   (${about.depth - state.start} times)`,
       live: `Most: ${tokenName(best + PREFIX)}, ${number(map.values[best])}. The strongest ${tenth} of ${PATCHES} patches hold ${percent(top)} of all. The softmax gives \u201c${name}\u201d ${number(tensors.scores.at(state.best))}.`,
       not: "what speaks against the class, and not what would happen without a patch: cover it and look again to know.",
     };
@@ -480,8 +471,8 @@ const tokensView = {
     const best = strongest(map.values);
     return {
       what: `How long every token's vector is ${where}.`,
-      equation: `\u2016x\u2016 = \u221a(x\u2081\u00b2 + \u22ef + x${sub(about.width)}\u00b2)`,
-      live: `Median patch ${number(middle)}, longest ${tokenName(best + PREFIX)}: ${number(map.values[best])}, ${number(map.values[best] / middle)} times the median.`,
+      equation: `\u2016x\u2016 = \u221a(x\u2081\u00b2 + \u22ef + x${sub(about.width)}\u00b2) = ${number(map.values[best])} of ${tokenName(best + PREFIX)}`,
+      live: `The longest patch, ${number(map.values[best] / middle)} times the median of ${number(middle)}.`,
       not: "importance. A few very long tokens on plain background are a known artefact of large models, which registers cure.",
     };
   },

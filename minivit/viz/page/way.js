@@ -1,4 +1,5 @@
-// The strip: photo, what the network sees, patches, tokens, blocks, head, labels, each with its shape.
+// The strip: photo, what the network sees, patches, tokens, blocks, head, labels, each with its shape, and what leads
+// from one to the next.
 
 function stages() {
   const [height, width] = about.imageSize;
@@ -18,6 +19,7 @@ function stages() {
     "cls&dist": "the CLS and the distillation token, a head for each",
     map: "what one more attention, the pool, gathers",
   }[about.pooling];
+  const taken = { cls: "CLS", mean: "mean", "cls+mean": "CLS, mean", "cls&dist": "CLS, DIST", map: "pool" }[about.pooling];
   const best = about.best.length
     ? `${shortName(about.best[0])} ${percent(tensors.scores.at(0))}`
     : "no labels";
@@ -32,6 +34,7 @@ function stages() {
     },
     {
       name: "Network sees",
+      by: "prepare",
       shape: times(channels, height, width),
       picture: () => ringed(h("img", { src: about.seen, alt: "", className: "pixels" })),
       what: "Resized, cropped and normalised as the checkpoint's own files say; shown here with the normalisation undone.",
@@ -41,6 +44,7 @@ function stages() {
     },
     {
       name: "Patches",
+      by: "cut",
       shape: times(PATCHES, inPatch),
       picture: patchesPicture,
       what: `The picture is cut into ${grid} squares of ${times(patch, patch)} pixels. One matrix makes a vector of each.`,
@@ -50,6 +54,7 @@ function stages() {
     },
     {
       name: "Tokens",
+      by: "embed",
       shape: times(TOKENS, D),
       detail: sum,
       picture: tokensPicture,
@@ -64,6 +69,7 @@ function stages() {
     },
     {
       name: depth === 1 ? "1 block" : `${depth} blocks`,
+      by: "attend",
       shape: times(TOKENS, D),
       picture: blocksPicture,
       what: "In every block the tokens first read from each other (attention), then each works on its own (MLP). Both only add to what is there.",
@@ -73,6 +79,7 @@ function stages() {
     },
     {
       name: classes ? "Head" : "Pooled",
+      by: taken,
       shape: classes ? `${D} \u2192 ${classes}` : `${D}`,
       picture: headPicture,
       what: classes
@@ -86,6 +93,7 @@ function stages() {
       ? [
           {
             name: "Labels",
+            by: "softmax",
             shape: best,
             picture: labelsPicture,
             what: "Softmax turns logits into shares that sum to 1.",
@@ -162,7 +170,7 @@ function buildWay() {
   const buttons = all.map((stage) => {
     const button = h("button", { type: "button", className: "stage-button", "aria-pressed": "false" });
     button.append(
-      h("span", { className: "picture" }, stage.picture()),
+      h("span", { className: "picture", "aria-hidden": "true" }, stage.picture()),
       h("span", { className: "stage-name" }, stage.name),
       h("span", { className: "shape" }, stage.shape),
       ...(stage.detail ? [h("span", { className: "shape" }, stage.detail)] : []),
@@ -170,6 +178,11 @@ function buildWay() {
     button.addEventListener("click", () => show(stage));
     return button;
   });
-  document.getElementById("strip").append(...buttons.map((button) => h("li", {}, button)));
+  const strip = document.getElementById("strip");
+  const flow = (by) => (by ? [h("span", { className: "flow" }, h("span", {}, by))] : []);
+  strip.append(...buttons.map((button, i) => h("li", {}, ...flow(all[i].by), button)));
   show(all[3]);
+  // Where the strip is wider than the window, what is said below is of a stage in sight.
+  const { left, width } = buttons[3].getBoundingClientRect();
+  strip.scrollLeft = left + width / 2 - strip.getBoundingClientRect().left - strip.clientWidth / 2;
 }
