@@ -266,7 +266,7 @@ class Page:
     def js(self, script, *arguments):
         return self.browser.execute_script(script, *arguments)
 
-    def until(self, script, seconds=20):
+    def until(self, script, seconds=60):
         end = time.monotonic() + seconds
         while not self.js(script):
             assert time.monotonic() < end, f"never true: {script}; {self.browser.get_log('browser')}"
@@ -557,7 +557,7 @@ def test_the_view_is_saved_as_a_picture(open_page, tmp_path):
     page = open_page("two")
     page.browser.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     page.pick("#save")
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not (found := list(tmp_path.glob("*.png"))):
         assert time.monotonic() < end
         time.sleep(0.05)
