@@ -12,6 +12,7 @@ from torch import Tensor
 from minivit.config import RESAMPLES, ImageSpec, ViTConfig
 from minivit.errors import CheckpointError, UsageError
 from minivit.model import ViT
+from minivit.tensorfile import save_file
 from minivit.weights.configs import DERIVED, read_config, read_image_spec
 from minivit.weights.convert import assembly_of, rows_for, spellings
 from minivit.weights.files import Source
@@ -33,8 +34,6 @@ def save(model: ViT, folder: str | Path, *, dtype: torch.dtype | None = None) ->
     Raises:
         UsageError: no layout has a place for every part of the model, or of its preprocessing.
     """
-    from safetensors.torch import save_file
-
     if not isinstance(model, ViT):
         kind = type(model).__name__
         raise UsageError(
@@ -58,7 +57,7 @@ def save(model: ViT, folder: str | Path, *, dtype: torch.dtype | None = None) ->
         for name, part in zip(names, tensor.split(sizes), strict=True):
             assert name is not None, "no layout that is written leaves tensors out"
             full = name if name.rpartition(".")[0] in heads else prefix + name
-            tensors[full] = OPERATIONS[layout].save(part, config.heads).detach().to("cpu", dtype).clone()
+            tensors[full] = OPERATIONS[layout].save(part, config.heads).detach().to(dtype=dtype)
     preprocessor = preprocessor_json(model.image_spec) if model.image_spec else None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

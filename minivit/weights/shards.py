@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from minivit.errors import CheckpointError
+from minivit.tensorfile import SHORT_DTYPE
 from minivit.weights.files import Source
-
-# As safetensors names them in its header.
-SHORT_DTYPE = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 class Shards:
