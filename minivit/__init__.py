@@ -9,8 +9,9 @@ The legend of shapes, everywhere in the package. A name carries its shape where 
     W  image width, pixels        M  tokens where they are keys
     P  patches                    D  width: size of a token
     L  classes                    F  hidden size of the MLP
+    T  tokens of a text           E  size of the space that pictures and texts share
 
-Reading order: config, preprocess, embed, attention, block, model, labels; then weights. Beside the way: text, clip.
+Reading order: config, preprocess, embed, attention, block, model, labels; then weights. Beside it: text, clip, swin.
 `import minivit` is light: torch is imported when a name that needs it is first used.
 """
 

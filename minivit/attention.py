@@ -116,13 +116,14 @@ class AttentionPool(nn.Module):
     """One learned query attends to all tokens, then an MLP: (B, N, D) -> (B, D), the MAP head of SigLIP.
 
     Zhai et al. 2022 (arXiv:2106.04560, section 3.2); transformers' SiglipMultiheadAttentionPoolingHead
-    and timm's AttentionPoolLatent. The seam is not asked: it belongs to the blocks.
+    and timm's AttentionPoolLatent. It runs PyTorch's attention, whatever the blocks do.
     """
 
     def __init__(self, config: ViTConfig, mlp: nn.Module):
         super().__init__()
         self.heads = config.heads
         self.scale = config.head_dim**-0.5
+        self.attend: Attend = attend_sdpa
         self.latent = nn.Parameter(torch.empty(1, 1, config.width))
         self.qkv = nn.Linear(config.width, 3 * config.width)  # rows in the order q, k, v
         self.proj = nn.Linear(config.width, config.width)
@@ -137,7 +138,7 @@ class AttentionPool(nn.Module):
         q = query_B1D.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         # (B, N, 2*D) -> (B, N, 2, A, K) -> (2, B, A, N, K)
         k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mix_BA1K = attend_sdpa(q, k, v, scale=self.scale)
+        mix_BA1K = self.attend(q, k, v, scale=self.scale)
         # (B, A, 1, K) -> (B, D)
         pooled_BD = self.proj(mix_BA1K.flatten(1))
         return pooled_BD + self.mlp(self.norm(pooled_BD))

@@ -138,6 +138,9 @@ class ViTConfig:
     rope_theta: float = 100.0  # base of the rotary frequencies, where positions is "rope"
     position_resampling: str = "hf"  # how learned positions are stretched to another size, one of POSITION_RESAMPLINGS
     any_size: bool = False  # pictures of another size are taken without asking, as DINOv2 and DINOv3 are used
+    drop_rest: bool = (
+        False  # pixels right and below that make no whole patch go unseen (SigLIP); else such a size is refused
+    )
     patch_bias: bool = True  # of the patch embedding; CLIP has none
 
     # Blocks
@@ -160,9 +163,8 @@ class ViTConfig:
         for name in ("patch_size", "channels", "width", "depth", "heads", "mlp_width"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for side in self.image_size:
-            if side < 1 or side % self.patch_size:
-                raise UsageError(f"image_size {self.image_size} is not a whole number of patches of {self.patch_size}")
+        if not self._makes_patches(self.image_size):
+            raise UsageError(f"image_size {self.image_size} is not a whole number of patches of {self.patch_size}")
         if self.width % self.heads:
             raise UsageError(f"width {self.width} is not divisible by {self.heads} heads")
         if self.classes < 0:
@@ -211,10 +213,10 @@ class ViTConfig:
         """The tokens of a picture of another size.
 
         Raises:
-            ShapeError: the picture is not a whole number of patches.
+            ShapeError: the picture is not a whole number of patches, or with `drop_rest` smaller than one.
         """
         height, width = image_size
-        if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
+        if not self._makes_patches(image_size):
             raise ShapeError(f"an image of {height} x {width} is not a whole number of patches of {self.patch_size}")
         return TokenLayout(
             cls=int(self.cls_token),
@@ -222,6 +224,10 @@ class ViTConfig:
             registers=self.registers,
             grid=(height // self.patch_size, width // self.patch_size),
         )
+
+    def _makes_patches(self, image_size: tuple[int, int]) -> bool:
+        patch = self.patch_size
+        return all(side >= patch and (self.drop_rest or side % patch == 0) for side in image_size)
 
     @classmethod
     def preset(cls, name: str, **changes) -> ViTConfig:

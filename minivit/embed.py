@@ -17,7 +17,8 @@ class PatchEmbed(nn.Module):
     """Cut the picture into patches and map each to a token: (B, C, H, W) -> (B, P, D).
 
     A linear layer on flattened patches; `weight` keeps the (D, C, patch, patch) shape of the equal
-    convolution with stride = patch, which is how every checkpoint stores it.
+    convolution with stride = patch, which is how every checkpoint stores it, and drops as it does what makes no whole
+    patch at the right and below.
     """
 
     def __init__(self, config: ViTConfig | SwinConfig):
@@ -29,8 +30,9 @@ class PatchEmbed(nn.Module):
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         patch = self.patch_size
+        height, width = (side - side % patch for side in pixels_BCHW.shape[2:])
         # (B, C, H, W) -> (B, C, rows, patch, columns, patch)
-        x = pixels_BCHW.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+        x = pixels_BCHW[:, :, :height, :width].unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
         # -> (B, rows, columns, C, patch, patch) -> (B, P, C*patch*patch)
         x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return F.linear(x, self.weight.flatten(1), self.bias)

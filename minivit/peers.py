@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minivit.attention import attention_probs
-from minivit.config import ViTConfig
+from minivit.config import SwinConfig, ViTConfig
 from minivit.errors import CheckpointError, UsageError
 from minivit.study.names import step_of, to_alias
+from minivit.study.stages import swin_place
 from minivit.weights.files import Source, read_json
 
 LIBRARIES = ("transformers", "timm", "torchvision")
@@ -34,6 +35,7 @@ TRANSFORMERS = {
     "clip_vision_model": ("transformers5-clip", "vision_model.", "vision_model"),
     "siglip": ("transformers5-siglip", "vision_model.", "vision_model"),
     "siglip_vision_model": ("transformers5-siglip", "vision_model.", "vision_model"),
+    "swin": ("transformers", "", "swin"),  # of study.stages.PLACES
 }
 
 
@@ -44,7 +46,7 @@ class Peer:
     library: str
     version: str
     module: nn.Module  # in eval mode
-    config: ViTConfig  # of ours
+    config: ViTConfig | SwinConfig  # of ours
     place: Callable[[str], str]  # a step's name -> where it stands in `module`; UsageError where nowhere
     forward: Callable[[Tensor], Any]  # pixels_BCHW -> what the library returns
     prepare: Callable[[Image.Image], Tensor] | None = None  # an upright RGB picture -> its own pixels_1CHW
@@ -98,7 +100,7 @@ class Peer:
                     continue
                 if name.endswith((".q", ".k", ".v", ".attn.probs")):
                     continue  # as the kernel receives them, rotated where the model rotates them
-                hook = hear(name, step_of(name)[0].axes)
+                hook = hear(name, "BND" if isinstance(self.config, SwinConfig) else step_of(name)[0].axes)
                 if place.endswith(".input"):
                     handle = module.register_forward_pre_hook(lambda m, a, k, h=hook: h(m, a, k), with_kwargs=True)
                 else:
@@ -113,6 +115,8 @@ class Peer:
 
     def _laid_out(self, x: Tensor, axes: str) -> Tensor:
         """A tensor of another library in our axes."""
+        if isinstance(self.config, SwinConfig):
+            return x.flatten(1, 2) if x.ndim == 4 else x  # (B, h, w, D) -> (B, P, D)
         if axes == "BPD" and x.ndim == 4:
             # (B, D, h, w) or timm's (B, h, w, D) -> (B, P, D)
             return x.flatten(1, 2) if x.shape[-1] == self.config.width else x.flatten(2).transpose(1, 2)
@@ -155,7 +159,7 @@ def _attention_heard(hear: Callable[[Tensor, Tensor, Tensor, Tensor, float], Non
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def load_peer(library: str, source: Source, config: ViTConfig, family: str | None = None) -> Peer:
+def load_peer(library: str, source: Source, config: ViTConfig | SwinConfig, family: str | None = None) -> Peer:
     """The model another library makes of the same files.
 
     Args:
@@ -186,13 +190,13 @@ def load_peer(library: str, source: Source, config: ViTConfig, family: str | Non
     return peer
 
 
-def _transformers(source: Source, config: ViTConfig, family: str | None) -> Peer:
+def _transformers(source: Source, config: ViTConfig | SwinConfig, family: str | None) -> Peer:
     import transformers
     from transformers.utils import logging
 
     kind = source.config.get("model_type")
     if kind not in TRANSFORMERS:
-        other = "torchvision" if kind == "torchvision" else "timm"
+        other = "torchvision" if str(kind).startswith("torchvision") else "timm"
         raise UsageError(f"{source.name}: not files of transformers; compare with --against {other}")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -200,7 +204,8 @@ def _transformers(source: Source, config: ViTConfig, family: str | None) -> Peer
     names = source.config.get("architectures") or ["AutoModel"]
     # MAE as it is used: nothing hidden. A pooler that is in no file would be made up.
     changes: dict[str, Any] = {"mask_ratio": 0.0} if kind == "vit_mae" else {}
-    changes |= {"add_pooling_layer": config.pooler} if names[0] in ("ViTModel", "DeiTModel") else {}
+    if isinstance(config, ViTConfig) and names[0] in ("ViTModel", "DeiTModel"):
+        changes["add_pooling_layer"] = config.pooler
     model = getattr(transformers, names[0]).from_pretrained(
         folder, attn_implementation="sdpa", dtype=torch.float32, local_files_only=True, **changes
     )
@@ -208,6 +213,9 @@ def _transformers(source: Source, config: ViTConfig, family: str | None) -> Peer
     alone = not hasattr(model, own)
 
     def place(name: str) -> str:
+        if isinstance(config, SwinConfig):
+            there = swin_place(config, name, table)
+            return there if alone or there.startswith("classifier") else f"{own}.{there}"
         there = to_alias(name, table)
         if config.mlp == "swiglu" and name.endswith(".mlp.pre"):
             raise UsageError("transformers keeps gate and value apart")
@@ -260,7 +268,7 @@ def _processor(source: Source, folder: str) -> Any:
     return kind and kind.from_pretrained(folder, local_files_only=True)
 
 
-def _timm(source: Source, config: ViTConfig, family: str | None) -> Peer:
+def _timm(source: Source, config: ViTConfig | SwinConfig, family: str | None) -> Peer:
     import timm
 
     owner, _, model_name = (family or "").partition("/")
@@ -275,11 +283,14 @@ def _timm(source: Source, config: ViTConfig, family: str | None) -> Peer:
             file = str(source.shards[0])
             model = timm.create_model(architecture, num_classes=config.classes, checkpoint_path=file)
     else:
-        other = "torchvision" if source.config.get("model_type") == "torchvision" else "transformers"
+        torchvisions = str(source.config.get("model_type")).startswith("torchvision")
+        other = "torchvision" if torchvisions else "transformers"
         raise UsageError(f"{source.name}: not files of timm; compare with --against {other}")
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
 
     def place(name: str) -> str:
+        if isinstance(config, SwinConfig):
+            return swin_place(config, name, "timm")
         return "fc_norm" if name == "norm" and config.norm == "pooled" else to_alias(name, "timm")
 
     return Peer(
@@ -293,8 +304,9 @@ def _timm(source: Source, config: ViTConfig, family: str | None) -> Peer:
     )
 
 
-def _torchvision(source: Source, config: ViTConfig, family: str | None) -> Peer:
+def _torchvision(source: Source, config: ViTConfig | SwinConfig, family: str | None) -> Peer:
     import torchvision
+    from torchvision.models.swin_transformer import SwinTransformer
     from torchvision.models.vision_transformer import VisionTransformer
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms._presets import ImageClassification
@@ -302,12 +314,18 @@ def _torchvision(source: Source, config: ViTConfig, family: str | None) -> Peer:
     from minivit.config import RESAMPLES
     from minivit.weights.shards import load_pickle
 
-    if source.config.get("model_type") != "torchvision":
+    if source.config.get("model_type") not in ("torchvision", "torchvision_swin"):
         other = "timm" if "architecture" in source.config else "transformers"
         raise UsageError(f"{source.name}: not files of torchvision; compare with --against {other}")
-    size, patch = config.image_size[0], config.patch_size
-    sizes = (size, patch, config.depth, config.heads, config.width, config.mlp_width)
-    model = VisionTransformer(*sizes, num_classes=config.classes)
+    if isinstance(config, SwinConfig):
+        patch, window = ([side, side] for side in (config.patch_size, config.window[0]))
+        of_stages = (list(config.depths), list(config.heads))
+        model: nn.Module = SwinTransformer(
+            patch, config.width, *of_stages, window, config.mlp_ratio, num_classes=config.classes
+        )
+    else:
+        sizes = (config.image_size[0], config.patch_size, config.depth, config.heads, config.width, config.mlp_width)
+        model = VisionTransformer(*sizes, num_classes=config.classes)
     model.load_state_dict(load_pickle(source.shards[0]))
     given, transform = source.preprocessor, None
     if given:
@@ -321,7 +339,9 @@ def _torchvision(source: Source, config: ViTConfig, family: str | None) -> Peer:
         version=torchvision.__version__,
         module=model,
         config=config,
-        place=lambda name: to_alias(name, "torchvision"),
+        place=lambda name: (
+            swin_place(config, name, "torchvision") if isinstance(config, SwinConfig) else to_alias(name, "torchvision")
+        ),
         forward=model,
         prepare=transform and (lambda photo: transform(photo)[None]),
     )

@@ -248,24 +248,29 @@ def _standardise(pixels: Tensor, spec: ImageSpec) -> Tensor:
     return ((pixels - mean) / std).contiguous()
 
 
-def seen_box(size: tuple[int, int], spec: ImageSpec) -> tuple[float, float, float, float]:
+def seen_box(size: tuple[int, int], spec: ImageSpec, *, patch: int = 1) -> tuple[float, float, float, float]:
     """What the network sees of an upright picture: (left, upper, right, lower) in the picture's own pixels.
 
     Whatever lies outside is cut off by the crop; a box that reaches beyond the picture is padded there.
 
     Args:
         size: (width, height) of the picture in pixels.
+        patch: side of a patch in pixels: what makes no whole one at the right and below is not seen either.
     """
     width, height = resized(size, spec.resize) if spec.resize else size
-    if not spec.crop:
-        return 0.0, 0.0, float(size[0]), float(size[1])
-    left, upper = (_margin(a - b, spec.crop_rounding) for a, b in ((width, spec.crop[1]), (height, spec.crop[0])))
-    across, down = size[0] / width, size[1] / height
-    return left * across, upper * down, (left + spec.crop[1]) * across, (upper + spec.crop[0]) * down
+    down, across = spec.crop or (height, width)
+    left, upper = (_margin(a - b, spec.crop_rounding) for a, b in ((width, across), (height, down)))
+    right, lower = left + across - across % patch, upper + down - down % patch
+    return left * size[0] / width, upper * size[1] / height, right * size[0] / width, lower * size[1] / height
 
 
 def box_on_grid(
-    box: tuple[float, float, float, float], size: tuple[int, int], spec: ImageSpec, grid: tuple[int, int]
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    spec: ImageSpec,
+    grid: tuple[int, int],
+    *,
+    patch: int = 1,
 ) -> tuple[float, float, float, float]:
     """Where a box of the picture lies in the patches the network reads: (left, upper, right, lower), in patches.
 
@@ -275,11 +280,12 @@ def box_on_grid(
         box: left, upper, right, lower in pixels of the upright picture.
         size: (width, height) of the picture in pixels.
         grid: patches as (rows, columns).
+        patch: side of a patch in pixels, as in `seen_box`.
 
     Raises:
         UsageError: no box, or one of which the network sees nothing.
     """
-    left, upper, right, lower = seen_box(size, spec)
+    left, upper, right, lower = seen_box(size, spec, patch=patch)
     rows, columns = grid
     across, down = columns / (right - left), rows / (lower - upper)
     if box[0] >= box[2] or box[1] >= box[3]:

@@ -428,13 +428,13 @@ def _towers(*args: Any, **kwargs: Any) -> dict[str, Any]:
     return {"run": _tower(*args, **kwargs), "resized": stretched, "other_sizes": ((48, 56), (24, 80))}
 
 
-@case("clip_vision_model", "vision-with-projection")
+@case("clip_vision_model", "vision-with-projection", layout="clip_vision_model")
 def _(path: Path) -> Reference:
     way = {**_towers("vision_model"), "projection_dim": 53, "processor": _CLIP}
     return _hf(path, "CLIPVisionConfig", "CLIPVisionModelWithProjection", "vision_model.encoder.layers", **way)
 
 
-@case("clip_vision_model", "vision-gelu")
+@case("clip_vision_model", "vision-gelu", layout="clip_vision_model")
 def _(path: Path) -> Reference:
     way = {**_towers(), "hidden_act": "gelu", "processor": _CLIP}
     return _hf(path, "CLIPVisionConfig", "CLIPVisionModel", "encoder.layers", **way)
@@ -451,7 +451,7 @@ _TEXT = {
 _VISION = {k: v for k, v in HF.items() if k not in ("num_labels", "attn_implementation")}
 
 
-@case("clip_vision_model", "out-of-both")
+@case("clip_vision_model", "out-of-both", layout="clip_vision_model")
 def _(path: Path) -> Reference:
     both = {"text_config": _TEXT, "vision_config": _VISION, "projection_dim": 53, "processor": _CLIP}
     way = _towers("vision_model")
@@ -494,12 +494,12 @@ def _both_towers(path: Path, kind: str, **changes: Any) -> Reference:
     return made
 
 
-@case("clip", "first-end")
+@case("clip", "first-end", layout="clip")
 def _(path: Path) -> Reference:
     return _both_towers(path, "CLIP", text={"eos_token_id": 96}, projection_dim=53, processor=_CLIP)
 
 
-@case("clip", "greatest-id")
+@case("clip", "greatest-id", layout="clip")
 def _(path: Path) -> Reference:
     # Where the end is 2, as in OpenAI's files, the greatest id is read: no text of ids_of ends in its first 2.
     text = {"eos_token_id": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-3}
@@ -509,13 +509,24 @@ def _(path: Path) -> Reference:
 _SIGLIP = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 40, "width": 40}}
 
 
-@case("siglip_vision_model", "vision")
+@case("siglip_vision_model", "vision", layout="siglip_vision_model")
 def _(path: Path) -> Reference:
     way = {**_towers(), "processor": _SIGLIP}
     return _hf(path, "SiglipVisionConfig", "SiglipVisionModel", "encoder.layers", **way)
 
 
-@case("siglip_vision_model", "out-of-both")
+@case("siglip_vision_model", "dropped-rest", layout="siglip_vision_model")
+def _(path: Path) -> Reference:
+    # 30 = 7 * 4 + 2, as the published 384 = 27 * 14 + 6: the convolution leaves out what is too much.
+    way = {
+        **_towers(),
+        "other_sizes": ((33, 31), (20, 42)),
+        "processor": {**_SIGLIP, "size": {"height": 30, "width": 30}},
+    }
+    return _hf(path, "SiglipVisionConfig", "SiglipVisionModel", "encoder.layers", **way, image_size=30, patch_size=4)
+
+
+@case("siglip_vision_model", "out-of-both", layout="siglip_vision_model")
 def _(path: Path) -> Reference:
     way = {**_towers("vision_model", projected=False), "processor": _SIGLIP}
     both = {"text_config": _TEXT, "vision_config": _VISION}
@@ -524,7 +535,7 @@ def _(path: Path) -> Reference:
     return made
 
 
-@case("siglip", "both-towers")
+@case("siglip", "both-towers", layout="siglip")
 def _(path: Path) -> Reference:
     return _both_towers(path, "Siglip", text={"projection_size": 91}, processor=_SIGLIP)
 
@@ -595,7 +606,7 @@ def _write_open_clip(path: Path, state: dict[str, Tensor], model_cfg: dict, safe
     (path / "open_clip_config.json").write_text(json.dumps(given))
 
 
-@case("open_clip", "quick-gelu")
+@case("open_clip", "quick-gelu", layout="clip")
 def _(path: Path) -> Reference:
     # Heads in open_clip are 64 wide unless it says otherwise.
     made = _both_towers(path, "CLIP", text={"eos_token_id": 2}, projection_dim=31, processor=_CLIP)
@@ -763,8 +774,9 @@ for _name, _architecture, _changes, _layout in [
     ("dinov2-giant", "vit_giant_patch14_dinov2", {"num_classes": 0, "mlp_ratio": 5.33334}, "dinov2"),
     ("clip", "vit_base_patch32_clip_224", {"num_classes": 53}, None),
     ("clip-quickgelu", "vit_base_patch16_clip_quickgelu_224", {"num_classes": 53}, None),
-    ("siglip", "vit_base_patch16_siglip_224", {"num_classes": 0, "mlp_ratio": 1.3}, None),
+    ("siglip", "vit_base_patch16_siglip_224", {"num_classes": 0, "mlp_ratio": 1.3}, "siglip_vision_model"),
     ("siglip2-head", "vit_so400m_patch16_siglip_256", {}, None),
+    ("siglip-384", "vit_so400m_patch14_siglip_384", {"num_classes": 0, "size": 43}, "siglip_vision_model"),
 ]:
     case("timm", _name, layout=_layout)(lambda path, a=_architecture, c=_changes: _timm(path, a, **c))
 
@@ -952,14 +964,14 @@ def _hf_swin(path: Path, kind: str, **changes: Any) -> Reference:
     return made
 
 
-@case("swin", "classifier")
+@case("swin", "classifier", layout="swin")
 def _(path: Path) -> Reference:
     # 64 x 88: no side is a window; 50 x 61: no whole number of patches, which are padded too.
     sizes = ((64, 88), (50, 61))
     return _hf_swin(path, "SwinForImageClassification", other_sizes=sizes)
 
 
-@case("swin", "backbone-no-qkv-bias")
+@case("swin", "backbone-no-qkv-bias", layout="swin")
 def _(path: Path) -> Reference:
     changes = {"qkv_bias": False, "hidden_act": "quick_gelu", "image_size": 56, "window_size": 4}
     return _hf_swin(path, "SwinModel", **changes, depths=[2, 2], num_heads=[2, 4])

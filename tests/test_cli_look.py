@@ -121,6 +121,7 @@ def test_the_grid_is_layers_by_heads(look, folder, photo, tmp_path):
         (["--class", "3"], "has no use for --class"),
         (["--method", "legrad", "--query", "cls"], "has no use for --query"),
         (["--method", "norms", "--grid"], "has no use for --grid"),
+        (["--query", "pool"], "--method pool draws where the pool looks"),
         (["--grid", "--head", "2"], "leave --head out"),
         (["--method", "pca", "--layer", "all"], "one layer at a time"),
         (["--scale", "shared"], "--scale is for sheets"),

@@ -381,10 +381,35 @@ def test_info_and_verify_know_both_towers(pair, capsys):
     assert "text tower" in out and "2 blocks of width 24, 4 heads of 6" in out and f"{numbers:,}" in out
 
 
-def test_a_pair_of_towers_is_not_written(clip, tmp_path):
-    with pytest.raises(UsageError, match="has a place for a CLIP"):
-        minivit.save(minivit.load(clip[0]), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+@both
+def test_both_towers_are_written_with_their_tokenizer_and_preprocessing(pair, photo, tmp_path, capsys):
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    path, theirs, _ = pair
+    assert main(["convert", str(path), str(tmp_path / "out")]) == 0
+    again, found = type(theirs).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(found.values())
+    state = theirs.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+    model, written = minivit.load(path), minivit.load(tmp_path / "out")
+    assert written.config == model.config and written.image_spec == model.image_spec
+    texts = ["a dog, on grass!", "Two CATS"]
+    assert torch.equal(written.tokenize(texts), model.tokenize(texts))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    padded = {"padding": "max_length", "max_length": 64} if "siglip" in str(path) else {"padding": True}
+    ids = tokenizer(texts, return_tensors="pt", **padded)["input_ids"]
+    assert torch.equal(ids, model.tokenize(texts))
+    processor = json.loads((path / "preprocessor_config.json").read_text())["image_processor_type"]
+    assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["image_processor_type"] == processor
+    assert (
+        processor.removesuffix("ImageProcessor") in type(AutoImageProcessor.from_pretrained(tmp_path / "out")).__name__
+    )
+    model.tokenizer.bare = True
+    with pytest.raises(UsageError, match=r"punctuation and capitals .* set model\.tokenizer = None"):
+        minivit.save(model, tmp_path / "bare")
+    model.tokenizer = None
+    minivit.save(model, tmp_path / "bare")
+    assert not (tmp_path / "bare" / "tokenizer.json").exists()
 
 
 # --- texts among vectors
@@ -461,19 +486,34 @@ def test_the_zero_shot_model_has_a_fast_equal(clip):
 
 
 @pytest.mark.parametrize("method", ["relevance", "legrad", "grad-rollout", "gradients", "integrated-gradients"])
-def test_a_text_is_the_class_of_a_map(clip, photo, tmp_path, method):
+@both
+def test_a_text_is_the_class_of_a_map(pair, photo, tmp_path, method):
     out = tmp_path / "map.json"
-    options = ["attention", str(photo), "--model", str(clip[0]), "-o", str(out), "--method", method]
+    options = ["attention", str(photo), "--model", str(pair[0]), "-o", str(out), "--method", method]
     assert main([*options, "--labels", "a dog", "two cats", "--class", "two cats"]) == 0
     record = json.loads(out.read_text())
     assert "two cats (1)" in record["title"]
-    zero_shot = minivit.load(clip[0]).zero_shot(["a dog", "two cats"])
+    zero_shot = minivit.load(pair[0]).zero_shot(["a dog", "two cats"])
     pixels = minivit.preprocess(photo, zero_shot.image_spec)[None]
     functions = {"gradients": "input_gradients"}
     found = getattr(minivit.study, functions.get(method, method.replace("-", "_")))(zero_shot, pixels, target=1)
     if "gradients" in method:
         found = minivit.study.per_patch(found, zero_shot.config.layout)
     assert torch.allclose(torch.tensor(record["map"]), found[0], atol=1e-6)
+
+
+def test_where_siglips_pool_looks(clip, siglip, photo, tmp_path, capsys):
+    out = tmp_path / "map.json"
+    options = ["attention", str(photo), "-o", str(out), "--model"]
+    tower = minivit.load(siglip[0]).image
+    pixels = minivit.preprocess(photo, tower.image_spec)[None]
+    for method, settings in (("pool", {"head": 1}), ("rollout", {"query": "pool"})):
+        arguments = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+        assert main([*options, str(siglip[0]), "--method", method, *arguments]) == 0
+        found = minivit.study.method_map(tower, pixels, method, **settings)[0]
+        assert torch.allclose(torch.tensor(json.loads(out.read_text())["map"]), found, atol=1e-6)
+        assert main([*options, str(clip[0]), "--method", method, *arguments]) == 2
+        assert "the model has no attention pool" in capsys.readouterr().err
 
 
 def test_labels_without_a_class_to_follow_are_refused(clip, photo, capsys):

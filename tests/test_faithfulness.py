@@ -241,7 +241,7 @@ def test_every_method_of_the_command_line_has_a_map():
     from minivit.cli.attention import METHODS
 
     assert list(METHODS) == list(study.MAPS)
-    model, pixels = fakes.build(), fakes.pixels()
+    model, pixels = fakes.build(pooling="map"), fakes.pixels()
     for name, (takes, _) in METHODS.items():
         settings = {"target": 1} if "class" in takes else {}
         assert study.plain_map(model, pixels, name, **settings).shape == (2, 3, 5), name
@@ -250,6 +250,22 @@ def test_every_method_of_the_command_line_has_a_map():
     with pytest.raises(UsageError, match="layers 0 to 2"):
         study.method_map(model, pixels, "norms", layer=3)
     assert study.method_map(model, pixels, "raw", layer="all", head="all").shape == (2, 3, 3, 3, 5)
+
+
+def test_pixels_that_make_no_whole_patch_are_in_no_map_and_no_curve():
+    model = fakes.build(image_size=(27, 45), drop_rest=True)
+    x = fakes.pixels(1, size=(27, 45))
+    whole = fakes.build()
+    whole.load_state_dict(model.state_dict())
+    inside = x[:, :, :24, :40]
+    for name in ("relevance", "gradients", "integrated-gradients"):
+        settings = {"target": 1}
+        found, expected = (study.method_map(m, p, name, **settings) for m, p in ((model, x), (whole, inside)))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    maps = study.random_maps(model.config.layout, 2)
+    torch.testing.assert_close(model(x), whole(inside), rtol=0, atol=1e-12)
+    curves = study.curves(model, x, maps, target=1, replacement="blur", steps=5)
+    assert curves.deletion_curves.shape == (2, 6) and curves.deletion_curves[0, 0] == curves.insertion_curves[0, -1]
 
 
 # --- the command ----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import nn
 
 import minivit
 from minivit import study
-from minivit.attention import attend_reference
+from minivit.attention import attend_reference, attend_sdpa
 from minivit.config import TokenLayout
 from minivit.errors import ShapeError, UsageError
 
@@ -290,6 +290,111 @@ def test_legrad_reads_every_layer_by_the_head(kind, pool):
     mapped = study.legrad(build(kind), x, target=target, pool=pool)
     torch.testing.assert_close(mapped, torch.stack(expected), **CLOSE)
     assert mapped.max() > 0
+
+
+def pooled(kind, **changes):
+    """A model whose head reads an attention pool; with a class token, which the pool does not see, or without."""
+    return build(kind, pooling="map", **changes)
+
+
+def watched_pool(kind, picture, target):
+    """As `watched`, the pool's row of attention, spread over all tokens, at the end of either list."""
+    kernel = Watched()
+    model = pooled(kind, attend=kernel)
+    model.attn_pool.attend = kernel
+    logits = model(picture[None])
+    grads = torch.autograd.grad(logits[0, target], kernel.probs)
+    unseen = torch.zeros(3, 1, model.config.layout.prefix, dtype=torch.float64)
+    *probs, pool = [p.detach()[0] for p in kernel.probs]
+    *slopes, slope = [g[0] for g in grads]
+    return [*probs, torch.cat([unseen, pool], -1)], [*slopes, torch.cat([unseen, slope], -1)]
+
+
+@pytest.mark.parametrize("kind", ["cls", "none"])
+@pytest.mark.parametrize("start", [0, 2])
+def test_relevance_through_an_attention_pool_is_chefer_s_cross_attention(kind, start):
+    x, targets = pixels(), [4, 1]
+    prefix = {"cls": 1, "none": 0}[kind]
+    eye = torch.eye(15 + prefix, dtype=torch.float64)
+    expected = []
+    for picture, target in zip(x, targets, strict=True):
+        (*probs, pool), (*grads, slope) = watched_pool(kind, picture, target)
+        relevance = eye
+        for p, g in zip(probs[start:], grads[start:], strict=True):
+            relevance = relevance + (g * p).clamp(min=0).mean(0) @ relevance
+        # Equations 8 and 9: what tokens got from others, its rows made to sum to 1, and themselves.
+        gained = relevance - eye
+        normed = (gained / gained.sum(dim=-1, keepdim=True)).nan_to_num() + eye  # 0 / 0: a token nobody reads
+        row = (slope * pool).clamp(min=0).mean(0) @ normed  # equation 10; the pool's query knows only itself
+        expected.append(row[0, prefix:].reshape(3, 5))
+    mapped = study.relevance(pooled(kind), x, target=torch.tensor(targets), start_layer=start)
+    torch.testing.assert_close(mapped, torch.stack(expected), **CLOSE)
+    by_start = study.relevance_by_start(pooled(kind), x, targets)
+    torch.testing.assert_close(by_start[[0, 1], start, [0, 1]], mapped, **CLOSE)
+    assert not torch.allclose(mapped, study.relevance(pooled(kind), x, target=torch.tensor(targets), query="mean"))
+
+
+def test_relevance_through_an_attention_pool_by_hand():
+    """Three patches that nothing mixes before the pool, which gives them 1/8, 2/8 and 5/8."""
+    model = build(image_size=(8, 24), width=4, heads=1, depth=1, classes=2, eps=1e-15, cls_token=False, pooling="map")
+    tokens = torch.tensor([[1.0, -1, 1, -1], [1, 1, -1, -1], [-1, 1, 1, -1]]).double()  # LayerNorm leaves them alone
+    pool = model.attn_pool
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.zero_()
+        model.norm.weight.fill_(1)
+        model.norm.bias.zero_()
+        model.pos_embed.copy_(tokens)
+        pool.qkv.weight.copy_(torch.eye(4).repeat(3, 1))
+        pool.proj.weight.copy_(torch.eye(4))
+        solve = torch.linalg.pinv(tokens)
+        pool.latent.copy_(2 * solve @ torch.tensor([1.0, 2, 5]).double().log())  # scores are halved: 1 / sqrt(4)
+        model.head.weight[1] = solve @ torch.tensor([3.0, -1, 2]).double()  # what each patch's value adds to class 1
+    x = torch.zeros(1, 3, 8, 24, dtype=torch.float64)
+    torch.testing.assert_close(study.pool_attention(model, x)[0, 0, 0], torch.tensor([1.0, 2, 5]).double() / 8, **CLOSE)
+    expected = torch.tensor([[[3 / 8, 0, 10 / 8]]]).double()  # of the second patch, which speaks against it, nothing
+    torch.testing.assert_close(study.relevance(model, x, target=1), expected, **CLOSE)
+    shares = expected / expected.sum()
+    torch.testing.assert_close(study.grad_rollout(model, x, target=1), shares, **CLOSE)
+    assert study.grad_rollout(model, x, target=0).eq(0).all()  # nothing speaks for a class of weight 0
+
+
+@pytest.mark.parametrize("kind", ["cls", "none"])
+def test_grad_rollout_begins_at_an_attention_pool(kind):
+    x = pixels(1)
+    (*probs, pool), (*grads, slope) = watched_pool(kind, x[0], 3)
+    prefix = {"cls": 1, "none": 0}[kind]
+    row = (slope * pool).amax(0).clamp(min=0)
+    row = row / row.sum()
+    for p, g in zip(reversed(probs), reversed(grads), strict=True):
+        mixed = 0.8 * (p * g).amax(0).clamp(min=0) + 0.2 * torch.eye(15 + prefix, dtype=torch.float64)
+        row = row @ (mixed / mixed.sum(-1, keepdim=True))
+    mapped = study.grad_rollout(pooled(kind), x, target=3, residual=0.2, fusion="max")
+    torch.testing.assert_close(mapped[0], row[0, prefix:].reshape(3, 5), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["cls", "none"])
+def test_where_an_attention_pool_looks(kind):
+    kernel = Watched()
+    model, x = pooled(kind), pixels()
+    with torch.no_grad():
+        before = model(x)
+        watching = pooled(kind)
+        watching.attn_pool.attend = kernel
+        watching(x)
+    probs = study.pool_attention(model, x)
+    assert probs.shape == (2, 3, 1, 15) and model.attn_pool.attend is attend_sdpa and torch.equal(model(x), before)
+    torch.testing.assert_close(probs, kernel.probs[0], **CLOSE)
+    layout = model.config.layout
+    torch.testing.assert_close(study.method_map(model, x, "pool", head=2), probs[:, 2, 0].unflatten(1, (3, 5)), **CLOSE)
+    layers = minivit.trace(model, x, keep=["blocks.*.q", "blocks.*.k"]).attention
+    row = nn.functional.pad(probs.mean(1), (layout.prefix, 0)) @ study.rollout_matrix(layers, layout)
+    rolled = study.method_map(model, x, "rollout", query="pool")
+    torch.testing.assert_close(rolled, layout.to_grid(row[:, 0]), **CLOSE)
+    for method, settings in (("pool", {}), ("rollout", {"query": "pool"})):
+        with pytest.raises(UsageError, match="no attention pool"):
+            study.method_map(build(kind), x, method, **settings)
 
 
 def test_later_start_layers_leave_earlier_layers_out():

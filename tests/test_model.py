@@ -137,6 +137,7 @@ def test_token_layout_folds_the_picture_and_refuses_other_lengths():
     [
         ({"width": 90}, "width 90 is not divisible by 7 heads"),
         ({"image_size": (24, 41)}, r"\(24, 41\) is not a whole number of patches of 8"),
+        ({"image_size": (24, 7), "drop_rest": True}, r"\(24, 7\) is not a whole number of patches of 8"),
         ({"depth": 0}, "depth is 0"),
         ({"classes": -1}, "classes is -1"),
         ({"eps": 0.0}, "eps is 0.0"),

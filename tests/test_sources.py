@@ -476,7 +476,7 @@ def test_convert_keeps_the_dtype_of_the_file(tmp_path):
 
 
 def test_convert_refuses_what_has_no_place_and_its_own_source(tmp_path, capsys):
-    made("siglip_vision_model-vision", tmp_path)
+    made("dinov3_vit-registers", tmp_path)
     assert main(["convert", str(tmp_path), str(tmp_path / "out")]) == 2
     assert "none of transformers' layouts" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -331,8 +331,23 @@ def test_python_functions_refuse_a_swin(checkpoint):
         minivit.trace(model, pixels)
     with pytest.raises(UsageError, match="not a Swin"):
         minivit.optimize(model)
-    with pytest.raises(UsageError, match="has a place for a Swin"):
-        minivit.save(model, "nowhere")
+
+
+# --- writing
+
+
+@pytest.mark.parametrize("rule", ["torchvision", "timm"])
+def test_windows_that_fit_are_written_as_transformers_cuts_them(rule, tmp_path):
+    model = build(image_size=(48, 48), windowing=rule, any_size=rule == "torchvision")  # 12, 6 and 3 in windows of 3
+    minivit.save(model, tmp_path / "out")
+    again = minivit.load(tmp_path / "out", dtype=torch.float64)
+    pixels = torch.randn(2, 3, *model.config.image_size, dtype=torch.float64)
+    assert again.config.windowing == "hf" and (again(pixels) - model(pixels)).abs().max() <= 1e-12
+    # The last stage of 3 x 6 tokens: transformers rolls neither side, the others the longer one.
+    for changes in ({"image_size": (48, 96)}, {"image_size": (48, 48), "window": (3, 6, 3)}):
+        with pytest.raises(UsageError, match="none of transformers' layouts"):
+            minivit.save(build(windowing=rule, **changes), tmp_path / "no")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 # --- where windows look
@@ -377,6 +392,56 @@ def test_maps_that_are_not_there_are_refused():
         minivit.study.window_map(minivit.study.window_attention(model, pixels, 0), query=(10, 0))
     with pytest.raises(UsageError, match="no class is followed back through a Swin"):
         minivit.study.relevance(model, pixels)
+
+
+def test_heads_of_windows_by_hand():
+    """40 x 56 pixels: 10 x 14 tokens of 4 pixels, in windows of 3 with zeros to 12 x 15; then of 8 and of 16 pixels."""
+    model, pixels = build(), torch.randn(2, 3, 40, 56, dtype=torch.float64)
+    statistics = minivit.study.head_statistics(model, pixels)
+    heads = [2, 2, 7, 7, 7, 4, 4]
+    assert set(statistics) == {"distance", "entropy", "self", "neighbours", "patches"}
+    for values in statistics.values():
+        assert values.shape == (2, 7, 7)
+        assert [(~row.isnan()).sum().item() for row in values[0]] == heads
+    for layer, size in ((0, 4), (1, 4), (3, 8), (6, 16)):
+        probs, windows = minivit.study.window_attention(model, pixels, layer)
+        rows, columns = windows.grid
+        place = windows.cut(torch.arange(1.0, rows * columns + 1)[None, :, None])[:, :, 0].long() - 1  # -1: padding
+        apart = entropy = near = own = seen = 0.0
+        head = heads[layer] - 1
+        for window in range(len(place)):
+            for n, query in enumerate(place[window].tolist()):
+                row = probs[1, window, head, n]
+                entropy -= float((row * row.clamp(min=1e-300).log()).sum()) if query >= 0 else 0
+                for m, key in enumerate(place[window].tolist()):
+                    if query >= 0 and key >= 0:
+                        down, across = query // columns - key // columns, query % columns - key % columns
+                        ring = max(abs(down), abs(across))
+                        apart += float(row[m]) * size * (down**2 + across**2) ** 0.5
+                        seen, own, near = (
+                            seen + float(row[m]),
+                            own + float(row[m] * (ring == 0)),
+                            near + float(row[m] * (ring == 1)),
+                        )
+        expected = {"distance": apart / seen, "entropy": entropy / rows / columns, "self": own / rows / columns}
+        expected |= {"neighbours": near / rows / columns, "patches": seen / rows / columns}
+        found = {name: float(values[1, layer, head]) for name, values in statistics.items()}
+        assert found == pytest.approx(expected, abs=1e-9), layer
+
+
+def test_the_heads_command_reads_a_swin(checkpoint, photo, tmp_path, capsys):
+    table, picture = tmp_path / "heads.csv", tmp_path / "heads.png"
+    assert main(["heads", str(photo), "--model", str(checkpoint), "-o", str(table), "-o", str(picture)]) == 0
+    out = capsys.readouterr().out
+    model = minivit.load(checkpoint)
+    expected = minivit.study.head_statistics(model, minivit.preprocess(photo, model.image_spec)[None])["distance"][0]
+    lines = table.read_text().splitlines()
+    assert lines[0] == "layer,head,distance,entropy,self,neighbours,patches,pictures" and "nan" not in out
+    there = expected[~expected.isnan()]
+    assert len(lines) == 1 + len(there)
+    assert [float(line.split(",")[2]) for line in lines[1:]] == pytest.approx(there.tolist(), rel=1e-5)
+    with Image.open(picture) as image:
+        assert image.width > 400
 
 
 def test_the_attention_command_draws_windows(checkpoint, photo, tmp_path, capsys):

@@ -130,6 +130,7 @@ def test_the_seen_box_is_what_the_crop_keeps(size, spec):
 
 def test_a_crop_larger_than_the_photo_sees_beyond_it():
     assert seen_box((30, 20), ImageSpec(resize=None, crop=(40, 40))) == (-5.0, -10.0, 35.0, 30.0)
+    assert seen_box((90, 60), ImageSpec(resize=(30, 30)), patch=4) == (0, 0, 28 * 3, 28 * 2)
 
 
 def test_a_map_that_reaches_beyond_the_photo_is_cut_there(tmp_path):

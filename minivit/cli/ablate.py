@@ -215,7 +215,7 @@ def draw_scan(
     whole = f"{printable(model.name or 'the model')}, logit {float(result['logit']):.3f}"
     title = f"{what_of(model, target, args)}\n{whole}; red: it falls without it"
     if args.scan == "patches":
-        box, bounds = seen_box(photo.size, spec), around_zero(change)
+        box, bounds = seen_box(photo.size, spec, patch=model.config.patch_size), around_zero(change)
         return viz.overlay(photo, change, box=box, colours=COLOURS, bounds=bounds, title=title)
     table = change if change.ndim == 2 else change[:, None]
     names = [f"head {a}" for a in range(change.shape[1])] if args.scan == "heads" else ["mlp"]

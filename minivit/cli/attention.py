@@ -34,6 +34,7 @@ SCHEMA = 1  # of the JSON record; a field is only ever added under the same numb
 # Every method, the options that mean something to it, and what its numbers are.
 METHODS: dict[str, tuple[set[str], str]] = {
     "raw": ({"layer", "head", "query", "grid", "scale"}, "attention probability"),
+    "pool": ({"head"}, "attention probability of the pool's query"),
     "rollout": ({"head", "query", "start_layer", "residual", "discard"}, "share of the query after all layers"),
     "grad-rollout": ({"head", "query", "class", "start_layer", "residual"}, "share, weighed by gradients"),
     "relevance": ({"query", "class", "start_layer"}, "relevance"),
@@ -65,8 +66,8 @@ def add_parser(commands: Any) -> None:
         "--query",
         metavar="TOKEN",
         type=query,
-        help="the token that looks: cls, dist, mean (of the patches) or ROW,COL of a patch "
-        "(cls where there is one, else mean; what the head reads for methods of a class)",
+        help="the token that looks: cls, dist, mean (of the patches), ROW,COL of a patch, or for rollout pool, the "
+        "attention pool's query (cls where there is one, else mean; what the head reads for methods of a class)",
     )
     parser.add_argument("--class", metavar="NAME|INDEX", help="the class to follow back (the most likely)")
     parser.add_argument("--start-layer", metavar="N", type=whole, help="first layer that takes part (0)")
@@ -108,11 +109,11 @@ def head(text: str) -> int | str:
 
 def query(text: str) -> str | tuple[int, int]:
     """An argparse type: a token by its kind, or a patch by its row and column."""
-    if text in ("cls", "dist", "mean"):
+    if text in ("cls", "dist", "mean", "pool"):
         return text
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not cls, dist, mean or ROW,COL")
+        raise argparse.ArgumentTypeError(f"{text!r} is not cls, dist, mean, pool or ROW,COL")
     return int(parts[0]), int(parts[1])
 
 
@@ -153,11 +154,13 @@ def run(args: argparse.Namespace) -> int:
         maps = compute(model, pixels_BCHW, args.method, settings)
         if args.score:
             maps.score = score(model, pixels_BCHW, maps, getattr(args, "class"))
+    # A Swin pads what makes no whole patch.
+    box = seen_box(photo.size, spec, patch=1 if isinstance(model, Swin) else model.config.patch_size)
     if not args.out:
-        write_text(maps, photo, seen_box(photo.size, spec), args)
+        write_text(maps, photo, box, args)
     elif args.out.lower().endswith(".png"):
         with writing(args.out):
-            draw(maps, photo, seen_box(photo.size, spec), args, settings).save(args.out)
+            draw(maps, photo, box, args, settings).save(args.out)
     elif args.out.lower().endswith(".npy"):
         write_npy(args.out, maps.one() if maps.single else maps.values)
     else:
@@ -185,6 +188,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         )
     if "class" not in takes and labels_of(args) is not None:
         raise UsageError(f"--method {args.method} has no use for --labels; they are the classes of other methods")
+    if given.get("query") == "pool" and args.method in ("raw", "similarity"):
+        raise UsageError("--query pool is where rollout may begin; --method pool draws where the pool looks")
     if args.grid and args.head is not None:
         raise UsageError("--grid draws every head; leave --head out")
     if args.method == "pca" and args.layer == "all":

@@ -96,8 +96,9 @@ def plain_vit(model: Any, name: str) -> ViT:
 
     if isinstance(model, Swin):
         raise UsageError(
-            f"{name}: is a Swin, whose tokens see only their window and merge from stage to stage; this command "
-            "reads a plain ViT. Swin is for classify, embed, eval, info, verify, and attention --method raw"
+            f"{name}: is a Swin, whose tokens see only their window and merge from stage to stage; this command reads "
+            "the tokens of a plain ViT through all layers. Swin is for classify, embed, eval, info, verify, convert, "
+            "diff, heads and attention --method raw"
         )
     return model.image if isinstance(model, CLIP) else model
 

@@ -16,13 +16,14 @@ STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "convert",
-        help="write a model as transformers' ViT, DeiT or DINOv2",
-        description="Write any model as config.json, preprocessor_config.json and model.safetensors in the layout of "
-        "transformers' ViT, DeiT or DINOv2: the first that has a place for every part of it. transformers loads "
-        "the folder and gives the same numbers.",
+        help="write a model as transformers' ViT, DeiT, DINOv2, CLIP, SigLIP or Swin",
+        description="Write any model as config.json, preprocessor_config.json and model.safetensors, of two towers "
+        "with the tokenizer's, in the layout of transformers' ViT, DeiT, DINOv2, CLIP, SigLIP, their image towers, "
+        "or Swin: the first that has a place for every part of it. transformers loads the folder and gives the same "
+        "numbers.",
     )
     parser.add_argument("source", metavar="SRC", help="hub id, folder or weights file")
-    parser.add_argument("folder", metavar="DST", help="folder for the three files, which are replaced")
+    parser.add_argument("folder", metavar="DST", help="folder for these files, which are replaced")
     parser.add_argument("--dtype", choices=DTYPES, help="of the stored weights (as in SRC)")
     add_hub_options(parser)
     parser.set_defaults(run=run)

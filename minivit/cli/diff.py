@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from minivit.config import ImageSpec
     from minivit.model import ViT
     from minivit.study.diff import Cause, Row
+    from minivit.swin import Swin
 
 SCHEMA = 1  # of the JSON record; a field is only ever added under the same number
 USAGE = "minivit diff MODEL --against transformers|timm|torchvision|FILE.safetensors [IMAGE] [options]"
@@ -57,7 +58,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from minivit.study import diff, step_names
+    from minivit.study import diff, diff_swin, step_names, swin_step_names
+    from minivit.swin import Swin
     from minivit.weights import find, load
 
     # The picture may stand behind --against, which takes what follows it.
@@ -72,11 +74,13 @@ def run(args: argparse.Namespace) -> int:
     if image:
         photo, notes = open_photo(image)
         say_notes(image, notes)
-    model = plain_vit(load(name, revision=args.revision, family=args.family), name)
+    model = load(name, revision=args.revision, family=args.family)
+    model = model if isinstance(model, Swin) else plain_vit(model, name)
+    every = swin_step_names(model.config) if isinstance(model, Swin) else step_names(model)
     facts = {"schema": SCHEMA, "model": model.name, "revision": model.revision, "against": against}
     rows: list[Row] = []
     if is_file:
-        theirs, their_pixels, absent = read_steps(against, model)
+        theirs, their_pixels = read_steps(against, model, every)
         pixels_BCHW = given_pixels(model, photo, their_pixels, against)
     else:
         from minivit.peers import load_peer
@@ -91,16 +95,17 @@ def run(args: argparse.Namespace) -> int:
         if not rows[-1].equal:
             return report(facts, rows, pixel_causes(model, photo, their_pixels, ours), [], args.json)
     if not is_file:
-        every = step_names(model)
         theirs = {"float32": peer.steps(pixels_BCHW, every), "float64": peer.steps(pixels_BCHW.double(), every)}
-        absent = [step for step in every if step not in theirs["float64"]]
         del peer
-    steps, causes = diff(model, pixels_BCHW, theirs)
+    there = {name.partition("[")[0] for steps in theirs.values() for name in steps}
+    absent = [step for step in every if step not in there]
+    compared = diff_swin(model, pixels_BCHW, theirs) if isinstance(model, Swin) else diff(model, pixels_BCHW, theirs)
+    steps, causes = compared
     return report(facts, rows + steps, causes, absent, args.json)
 
 
-def read_steps(path: str, model: ViT) -> tuple[dict[str, dict[str, Tensor]], Tensor | None, list[str]]:
-    """The steps of a file by dtype and name, its pixels where it has them, and our steps that it has not.
+def read_steps(path: str, model: ViT | Swin, every: list[str]) -> tuple[dict[str, dict[str, Tensor]], Tensor | None]:
+    """The steps of a file by dtype and name, and its pixels where it has them.
 
     Raises:
         UsageError: no such file, no safetensors, or nothing in it that has the name of a step.
@@ -108,8 +113,8 @@ def read_steps(path: str, model: ViT) -> tuple[dict[str, dict[str, Tensor]], Ten
     import torch
     from safetensors import SafetensorError, safe_open
 
-    from minivit.study import step_names
     from minivit.study.keep import read_keep
+    from minivit.swin import Swin
 
     try:
         with safe_open(path, framework="pt") as file:
@@ -118,25 +123,32 @@ def read_steps(path: str, model: ViT) -> tuple[dict[str, dict[str, Tensor]], Ten
         raise UsageError(f"{path}: not a safetensors file of steps ({error})") from None
     pixels = tensors.pop("pixels", None)
     found: dict[str, dict[str, Tensor]] = {"float64": {}, "float32": {}}
+
+    def read_name(name: str) -> tuple[str, str]:
+        """A step in its one spelling, and its axes."""
+        if isinstance(model, Swin):
+            return every[every.index(name)], "BND"
+        (wanted,) = read_keep(name, model)
+        return wanted.key, wanted.step.axes
+
     for name, tensor in tensors.items():
         try:
-            (wanted,) = read_keep(name, model)
+            key, axes = read_name(name)
         except (UsageError, ValueError):
             say(f"{printable(path)}: {printable(name)} is no step of {model.name}; not compared")
             continue
-        if wanted.step.axes == "BANK" and tensor.ndim == 3 and tensor.shape[-1] == model.config.width:
+        if axes == "BANK" and tensor.ndim == 3 and tensor.shape[-1] == model.config.width:
             # (B, N, A*K) -> (B, N, A, K) -> (B, A, N, K)
             tensor = tensor.unflatten(-1, (model.config.heads, -1)).transpose(1, 2)
         if not tensor.is_floating_point():
             raise UsageError(f"{path}: {name} is {tensor.dtype}; steps are floating-point tensors")
-        found["float64" if tensor.dtype == torch.float64 else "float32"][wanted.key] = tensor
+        found["float64" if tensor.dtype == torch.float64 else "float32"][key] = tensor
     if not (found["float64"] or found["float32"]):
         raise UsageError(f"{path}: holds no tensor under the name of a step; minivit trace --help lists the names")
-    there = {name.partition("[")[0] for steps in found.values() for name in steps}
-    return found, pixels, [name for name in step_names(model) if name not in there]
+    return found, pixels
 
 
-def own_pixels(model: ViT, photo: Image.Image) -> Tensor:
+def own_pixels(model: ViT | Swin, photo: Image.Image) -> Tensor:
     """A picture as minivit prepares it for this model: (1, C, H, W), float32."""
     from minivit.predict import image_spec_of
     from minivit.preprocess import preprocess
@@ -144,7 +156,7 @@ def own_pixels(model: ViT, photo: Image.Image) -> Tensor:
     return preprocess(photo, image_spec_of(model))[None]
 
 
-def given_pixels(model: ViT, photo: Image.Image | None, theirs: Tensor | None, against: str) -> Tensor:
+def given_pixels(model: ViT | Swin, photo: Image.Image | None, theirs: Tensor | None, against: str) -> Tensor:
     """What both sides read, (B, C, H, W), float32: the file's own, else the picture's, else random numbers."""
     import torch
 
@@ -171,7 +183,7 @@ def compare_pixels(ours: Tensor, theirs: Tensor) -> list[Row]:
     return [Row(name="pixels", shape=tuple(ours.shape), theirs=tuple(theirs.shape), measures=measures)]
 
 
-def pixel_causes(model: ViT, photo: Image.Image, theirs: Tensor, ours: Tensor) -> list[Cause]:
+def pixel_causes(model: ViT | Swin, photo: Image.Image, theirs: Tensor, ours: Tensor) -> list[Cause]:
     """What the other side does differently with a picture, found by doing the same."""
     from minivit.predict import image_spec_of
     from minivit.preprocess import preprocess

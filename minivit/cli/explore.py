@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         explore(model, pixels_BCHW, top_k=args.top_k),
         photo,
         as_seen(pixels_BCHW[0].float().cpu(), spec),
-        box=seen_box(photo.size, spec),
+        box=seen_box(photo.size, spec, patch=model.config.patch_size),
         labels=model.labels,
         maps=args.maps,
         title="standard input" if args.image == "-" else printable(Path(args.image).name),

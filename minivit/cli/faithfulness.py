@@ -147,7 +147,7 @@ def judge(
         raise UsageError(f"--steps {args.steps}: {model.name} reads {layout.patches} patches, so at most as many steps")
     where = None
     if args.box:
-        where = box_on_grid(args.box, size, image_spec_of(model), layout.grid)
+        where = box_on_grid(args.box, size, image_spec_of(model), layout.grid, patch=model.config.patch_size)
     targets = [target_of(model, pixels_1CHW, getattr(args, "class")) for pixels_1CHW in pixels]
     first, left_out = first_maps(model, pixels[0], targets[0], args.methods)
 
@@ -258,7 +258,7 @@ def first_maps(
         UsageError: a method that was asked for by name cannot be had.
     """
     maps, left_out = {}, {}
-    for name in asked or METHODS:
+    for name in asked or (name for name in METHODS if name != "pool" or model.attn_pool is not None):
         try:
             maps[name] = map_of(model, pixels_1CHW, name, target)
         except UsageError as error:
@@ -342,7 +342,7 @@ def draw(
     deletion, insertion = (torch.stack([getattr(c, f"{kind}_curves") for c in curves]).mean(dim=0) for kind in AREAS)
     painted = []
     if photo:
-        where = seen_box(photo.size, image_spec_of(model))
+        where = seen_box(photo.size, image_spec_of(model), patch=model.config.patch_size)
         painted = [viz.paint(photo, values, box=where) for values in maps_BMhw[0]]
     count = len(names)
     found = pictures[0]["class"]

@@ -15,7 +15,7 @@ from minivit.cli.console import (
     add_model_option,
     add_run_options,
     columns,
-    load_model,
+    load_picture_model,
     positive,
     printable,
     say,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minivit.model import ViT
+    from minivit.swin import Swin
 
 
 def add_parser(commands: Any) -> None:
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     for path in args.out:
         check_suffix(path, ".csv", ".png")
-    model = load_model(args)
+    model = load_picture_model(args)
     sums: dict[str, Tensor] = {}
     failures: list[str] = []
     count = 0
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     return 3 if failures else 0
 
 
-def readable(model: ViT, args: argparse.Namespace, failures: list[str]) -> Iterator[Tensor]:
+def readable(model: ViT | Swin, args: argparse.Namespace, failures: list[str]) -> Iterator[Tensor]:
     """pixels_CHW of every picture that can be read; what cannot is said and counted."""
     from minivit.predict import image_spec_of
     from minivit.preprocess import preprocess
@@ -105,7 +106,7 @@ def readable(model: ViT, args: argparse.Namespace, failures: list[str]) -> Itera
             say(printable(str(error).replace("the picture:", f"{name}:", 1)))
 
 
-def kinds(model: ViT) -> list[str]:
+def kinds(model: ViT | Swin) -> list[str]:
     """The statistics that mean something to a model's tokens."""
     from minivit.study.heads import STATISTICS
 
@@ -114,13 +115,14 @@ def kinds(model: ViT) -> list[str]:
     return [name for name in STATISTICS if not absent.get(name)]
 
 
-def text(model: ViT, means: dict[str, Tensor]) -> str:
+def text(model: ViT | Swin, means: dict[str, Tensor]) -> str:
     """A row for each layer: the least, mean and greatest distance of its heads, and the means of the rest."""
     names = [name for name in kinds(model) if name != "distance"]
     rows = [["layer", "distance, pixels: least", "mean", "most", *names]]
     for layer, distance_A in enumerate(means["distance"]):
-        distances = [f"{float(value):.1f}" for value in (distance_A.min(), distance_A.mean(), distance_A.max())]
-        rows.append([str(layer), *distances, *(f"{float(means[name][layer].mean()):.3f}" for name in names)])
+        there_A = distance_A[~distance_A.isnan()]  # a Swin has fewer heads in its first stages
+        distances = [f"{float(value):.1f}" for value in (there_A.min(), there_A.mean(), there_A.max())]
+        rows.append([str(layer), *distances, *(f"{float(means[name][layer].nanmean()):.3f}" for name in names)])
     return columns(rows)
 
 
@@ -131,15 +133,19 @@ def write_csv(path: str, means: dict[str, Tensor], count: int) -> None:
         writer.writerow(["layer", "head", *means, "pictures"])
         for layer in range(layers):
             for head in range(heads):
+                if means["distance"][layer, head].isnan():
+                    continue
                 numbers = [repr(float(values_LA[layer, head])) for values_LA in means.values()]
                 writer.writerow([layer, head, *numbers, count])
 
 
-def draw(model: ViT, means: dict[str, Tensor], count: int) -> Any:
+def draw(model: ViT | Swin, means: dict[str, Tensor], count: int) -> Any:
     """A panel of dots for each statistic."""
     from minivit import viz
 
     meaning = {"distance": "mean attention distance, pixels", "entropy": "entropy of attention, nats"}
-    panels = {meaning.get(name, f"attention of patches to {name}"): means[name] for name in kinds(model)}
+    # A head that is not there is drawn where the first is.
+    drawn = {name: means[name].where(~means[name].isnan(), means[name][:, :1]) for name in kinds(model)}
+    panels = {meaning.get(name, f"attention of patches to {name}"): values_LA for name, values_LA in drawn.items()}
     title = f"heads of {printable(model.name or 'the model')}, mean over {count} picture{'s' * (count > 1)}"
     return viz.dots_by_depth(panels, title=title)

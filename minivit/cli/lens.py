@@ -177,11 +177,9 @@ def draw(model: ViT, reading: Reading, photo: Image.Image, spec: ImageSpec, grid
         assert grid is not None
         names = {index: class_name(model, index) for index in reading.top.unique().tolist()}
         title += ": the most likely label of every patch alone, by the final norm and head"
-        seen, maps, always = (
-            resize_and_crop(photo, spec),
-            reading.top.unflatten(1, grid),
-            [reading.best, reading.followed],
-        )
+        rows, columns = (side * model.config.patch_size for side in grid)
+        seen = resize_and_crop(photo, spec).crop((0, 0, columns, rows))
+        maps, always = reading.top.unflatten(1, grid), [reading.best, reading.followed]
         return viz.label_maps(seen, maps, reading.names, names, always=always, title=title)
     # The model's five best, the class followed, and whatever was on top on the way; the final order.
     final = reading.final.argsort(descending=True).tolist()
@@ -189,5 +187,5 @@ def draw(model: ViT, reading: Reading, photo: Image.Image, spec: ImageSpec, grid
     classes = [index for index in final if index in shown]
     title += f", reading the {POOLED[model.config.pooling]}\nprobability by the final norm and head after every block"
     after = ["embed", *(str(i) for i in range(model.config.depth))]
-    rows = [class_name(model, index) for index in classes]
-    return viz.cells(reading.probs[:, classes].T, rows, after, bounds=(0, 1), colours="white-red", title=title)
+    labels = [class_name(model, index) for index in classes]
+    return viz.cells(reading.probs[:, classes].T, labels, after, bounds=(0, 1), colours="white-red", title=title)

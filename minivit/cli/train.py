@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -98,6 +99,10 @@ def run(args: argparse.Namespace) -> int:
     # torchrun tells each process its place by these variables.
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
+        # DistributedDataParallel imports this, and what is imported once the process group exists keeps it for good as
+        # default arguments: its threads would then outlive Python, and one of them can abort the process at the end.
+        import torch._dynamo
+
         if device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(device)
@@ -145,6 +150,7 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, before)
         if processes > 1:
             dist.destroy_process_group()
+            gc.collect()  # DistributedDataParallel is a cycle that holds the group; without it the threads end here
     return 0
 
 

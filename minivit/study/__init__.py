@@ -1,7 +1,14 @@
 """Look inside: tensors in, tensors out. Nothing here draws, and nothing changes what the model computes."""
 
 from minivit.study.ablate import ablate, knockout, patched, scan
-from minivit.study.attention import attention_map, fuse_heads, query_weights, rollout, rollout_matrix
+from minivit.study.attention import (
+    attention_map,
+    fuse_heads,
+    pool_attention,
+    query_weights,
+    rollout,
+    rollout_matrix,
+)
 from minivit.study.attribution import Attribution, attribute
 from minivit.study.diff import Cause, Row, compare, diff, find_causes
 from minivit.study.explore import Exploration, explore
@@ -32,6 +39,7 @@ from minivit.study.relevance import (
     relevance,
     relevance_by_start,
 )
+from minivit.study.stages import diff_swin, swin_step_names, swin_steps
 from minivit.study.tokens import norms, patch_filters, pca, position_similarity, similarity
 from minivit.study.trace import Trace, trace
 from minivit.study.windows import WindowProbs, window_attention, window_map
@@ -58,6 +66,7 @@ __all__ = [
     "compare",
     "curves",
     "diff",
+    "diff_swin",
     "divergence",
     "explore",
     "find_causes",
@@ -78,6 +87,7 @@ __all__ = [
     "per_patch",
     "plain_map",
     "pointing",
+    "pool_attention",
     "position_similarity",
     "query_weights",
     "random_maps",
@@ -92,6 +102,8 @@ __all__ = [
     "spearman",
     "step_names",
     "survives",
+    "swin_step_names",
+    "swin_steps",
     "to_alias",
     "trace",
     "window_attention",

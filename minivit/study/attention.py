@@ -7,9 +7,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from minivit.attention import Attend, attention_probs
 from minivit.config import TokenLayout
 from minivit.errors import ShapeError, UsageError
+from minivit.model import ViT
 from minivit.study.keep import token_rows
+from minivit.study.trace import attend_swapped
 
 Query = str | int | tuple[int, int]
 FUSIONS = ("mean", "max", "min")
@@ -76,11 +79,36 @@ def attention_map(
     return layout.to_grid(row_BM)
 
 
+def pool_attention(model: ViT, pixels_BCHW: Tensor) -> Tensor:
+    """Where the learned query of an attention pool looks among the patches: (B, A, 1, P).
+
+    As `attention_map`, it shows what is mixed in this one place: the patches' tokens hold other patches by then.
+
+    Raises:
+        UsageError: the model has no attention pool.
+    """
+    pool = getattr(model, "attn_pool", None)
+    if pool is None:
+        raise UsageError("the model has no attention pool; SigLIP has one")
+    found: list[Tensor] = []
+
+    def listen(own: Attend) -> Attend:
+        def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+            found.append(attention_probs(q, k, scale=scale))
+            return own(q, k, v, scale=scale)
+
+        return attend
+
+    with torch.no_grad(), attend_swapped(pool, listen):
+        model(pixels_BCHW)
+    return found[0]
+
+
 def rollout(
     probs: Sequence[Tensor],
     layout: TokenLayout,
     *,
-    query: Query | None = None,
+    query: Query | Tensor | None = None,
     residual: float = 0.5,
     fusion: str | int = "mean",
     discard: float = 0.0,
@@ -95,7 +123,7 @@ def rollout(
 
     Args:
         probs: probs_BANM of every layer, first to last; `trace.attention` is such a sequence.
-        query: as `query_weights`.
+        query: as `query_weights`; or (B, N) weights of your own, such as where an attention pool looks.
         residual: the share of a token that stays in place through the residual connection, 0 to 1.
         fusion: "mean", "max" or "min" over the heads, or the number of one.
         discard: the share of attention entries, the smallest of each picture and layer, that is set to
@@ -111,7 +139,8 @@ def rollout(
     if not 0 <= start_layer < len(probs):
         raise UsageError(f"start_layer is {start_layer}; there are layers 0 to {len(probs) - 1}")
     batch = len(probs[-1])
-    row_BN = query_weights(layout, query).to(probs[-1]).expand(batch, -1)
+    weights = query if isinstance(query, Tensor) else query_weights(layout, query)
+    row_BN = weights.to(probs[-1]).expand(batch, -1)
     for layer in reversed(range(start_layer, len(probs))):
         row_BN = _times(row_BN, _mixing(probs[layer], layout, residual, fusion, discard))
     return layout.to_grid(row_BN)

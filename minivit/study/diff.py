@@ -104,12 +104,17 @@ def diff(model: ViT, pixels_BCHW: Tensor, theirs: Mapping[str, Mapping[str, Tens
     if not rows or rows[-1].equal:
         return rows, []
     step, agreed = rows[-1].name, [row.name for row in rows[:-1]]
-    dtype = rows[-1].broken or next(dtype for dtype in theirs if step in theirs[dtype])
-    if rows[-1].measures:
-        tolerance = rows[-1].measures[dtype].tolerance
-    else:  # of another shape
-        tolerance = (EXACT if dtype == "float64" else 1e-5) * float(theirs[dtype][step].abs().max())
+    dtype, tolerance = tolerance_of(rows[-1], theirs)
     return rows, find_causes(exact, pixels_BCHW.double(), step, theirs[dtype], agreed, tolerance)
+
+
+def tolerance_of(row: Row, theirs: Mapping[str, Mapping[str, Tensor]]) -> tuple[str, float]:
+    """The dtype in which a step is looked into, and how near to the other side's numbers a cause must come there."""
+    dtype = row.broken or next(dtype for dtype in theirs if row.name in theirs[dtype])
+    if row.measures:
+        return dtype, row.measures[dtype].tolerance
+    # Of another shape.
+    return dtype, (EXACT if dtype == "float64" else 1e-5) * float(theirs[dtype][row.name].abs().max())
 
 
 def compare(ours: Mapping[str, Mapping[str, Tensor]], theirs: Mapping[str, Mapping[str, Tensor]]) -> Iterator[Row]:
@@ -257,9 +262,9 @@ class _Search:
                     model.patch_embed(pixels_BCHW)  # where a trace begins
                     return stream
 
-                _swap(stack, model, "embed", embed)
+                swap(stack, model, "embed", embed)
                 for block in model.blocks[: self.first]:
-                    _swap(stack, block, "forward", lambda x, rope=None: x)
+                    swap(stack, block, "forward", lambda x, rope=None: x)
             for edit, i in edits:
                 edit(stack, model, i)
             return trace(model, self.pixels, keep=step, limit=None)[step].double()
@@ -303,7 +308,7 @@ class _Search:
         return ratio * own if ratio > 0 else None
 
 
-def _swap(stack: ExitStack, owner: nn.Module, name: str, value: object) -> None:
+def swap(stack: ExitStack, owner: nn.Module, name: str, value: object) -> None:
     """Put something else in the place of a parameter, module or attribute until the stack closes."""
     homes: tuple[dict[str, Any], ...] = (owner._parameters, owner._modules, owner.__dict__)
     home = next((home for home in homes if name in home), None)
@@ -346,14 +351,14 @@ def _put(path: str, name: str, value: object) -> Edit:
     def edit(stack: ExitStack, model: ViT, i: int) -> None:
         owner = (model.blocks[i] if i >= 0 else model).get_submodule(path)
         # A module of its own for each block: they are told apart by the hooks on them.
-        _swap(stack, owner, name, copy.deepcopy(value) if isinstance(value, nn.Module) else value)
+        swap(stack, owner, name, copy.deepcopy(value) if isinstance(value, nn.Module) else value)
 
     return edit
 
 
 def _configured(**changes: Any) -> Edit:
     """Another configuration."""
-    return lambda stack, model, i: _swap(stack, model, "config", replace(model.config, **changes))
+    return lambda stack, model, i: swap(stack, model, "config", replace(model.config, **changes))
 
 
 def _eps_edits(eps: float) -> tuple[tuple[str, Edit], ...]:
@@ -361,7 +366,7 @@ def _eps_edits(eps: float) -> tuple[tuple[str, Edit], ...]:
         def edit(stack: ExitStack, model: ViT, i: int) -> None:
             norm = getattr(model.blocks[i] if i >= 0 else model, place)
             if isinstance(norm, nn.LayerNorm):
-                _swap(stack, norm, "eps", eps)
+                swap(stack, norm, "eps", eps)
 
         return edit
 
@@ -396,9 +401,9 @@ def _qkv_rows(index: Tensor) -> Edit:
 
     def edit(stack: ExitStack, model: ViT, i: int) -> None:
         qkv = _block(model, i).attn.qkv
-        _swap(stack, qkv, "weight", qkv.weight[index])
+        swap(stack, qkv, "weight", qkv.weight[index])
         if qkv.bias is not None:
-            _swap(stack, qkv, "bias", qkv.bias[index])
+            swap(stack, qkv, "bias", qkv.bias[index])
 
     return edit
 
@@ -415,7 +420,7 @@ def _merge(how: Callable[[Tensor], Tensor]) -> Edit:
             # (B, N, D) -> (B, N, A, K) -> (B, A, N, K), which the module merges back to the very same
             return merged_BND.unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
 
-        _swap(stack, attn, "attend", attend)
+        swap(stack, attn, "attend", attend)
 
     return edit
 
@@ -463,7 +468,7 @@ def _without(stack: ExitStack, module: nn.Module | None, rows: slice = slice(Non
     if module is not None and getattr(module, "bias", None) is not None:
         bias = cast(Tensor, module.bias).clone()
         bias[rows] = 0
-        _swap(stack, module, "bias", bias)
+        swap(stack, module, "bias", bias)
 
 
 def _bias_hypotheses(model: ViT) -> Iterator[Hypothesis]:
@@ -537,7 +542,7 @@ def _token_hypotheses(model: ViT) -> Iterator[Hypothesis]:
                 parts = arrange(tokens, patches_BPD, positions_1ND)
                 return m.norm_pre(torch.cat([part.expand(len(patches_BPD), -1, -1) for part in parts], dim=1))
 
-            _swap(stack, m, "embed", embed)
+            swap(stack, m, "embed", embed)
 
         return edit
 
@@ -598,7 +603,7 @@ def _norm_hypotheses(model: ViT) -> Iterator[Hypothesis]:
             x = block.norm1(x + block.ls1(block.attn(x, rope)))
             return block.norm2(x + block.ls2(block.mlp(x)))
 
-        _swap(stack, block, "forward", forward)
+        swap(stack, block, "forward", forward)
 
     def late_residual(stack: ExitStack, m: ViT, i: int) -> None:
         block = _block(m, i)
@@ -608,7 +613,7 @@ def _norm_hypotheses(model: ViT) -> Iterator[Hypothesis]:
             x = block.norm2(x + block.ls1(block.attn(x, rope)))
             return x + block.ls2(block.mlp(x))
 
-        _swap(stack, block, "forward", forward)
+        swap(stack, block, "forward", forward)
 
     before = "norm before attention and MLP"
     yield Hypothesis("norm placement", f"norms stand behind the residual sums (post-norm), here {before}",
@@ -655,7 +660,7 @@ def _dtype_hypotheses(model: ViT) -> Iterator[Hypothesis]:
             module = (m.blocks[i] if i >= 0 else m).get_submodule(path)
             for name, parameter in list(module._parameters.items()):
                 if parameter is not None:
-                    _swap(stack, module, name, parameter.to(dtype).to(parameter))
+                    swap(stack, module, name, parameter.to(dtype).to(parameter))
 
         return edit
 
@@ -663,7 +668,7 @@ def _dtype_hypotheses(model: ViT) -> Iterator[Hypothesis]:
         def edit(stack: ExitStack, m: ViT, i: int) -> None:
             for name in ("cls_token", "dist_token", "reg_tokens", "pos_embed"):
                 if m._parameters.get(name) is not None:
-                    _swap(stack, m, name, getattr(m, name).to(dtype).to(getattr(m, name)))
+                    swap(stack, m, name, getattr(m, name).to(dtype).to(getattr(m, name)))
 
         return edit
 
@@ -672,7 +677,7 @@ def _dtype_hypotheses(model: ViT) -> Iterator[Hypothesis]:
             linear = (m.blocks[i] if i >= 0 else m).get_submodule(path)
             if isinstance(linear, nn.Linear):
                 weight = _coarse(linear.weight, bits)
-                _swap(stack, linear, "forward", lambda x: F.linear(_coarse(x, bits), weight, linear.bias))
+                swap(stack, linear, "forward", lambda x: F.linear(_coarse(x, bits), weight, linear.bias))
 
         return edit
 
@@ -695,7 +700,7 @@ def _other_hypotheses(model: ViT) -> Iterator[Hypothesis]:
         yield Hypothesis("layer scale", "there is no layer scale", edits)
 
     def filters(change: Callable[[Tensor], Tensor]) -> Edit:
-        return lambda stack, m, i: _swap(stack, m.patch_embed, "weight", change(m.patch_embed.weight))
+        return lambda stack, m, i: swap(stack, m.patch_embed, "weight", change(m.patch_embed.weight))
 
     for says, change in (
         ("the colours of the pixels stand as BGR, here as RGB", lambda w: w.flip(1)),

@@ -97,6 +97,10 @@ def curves(
     scores: list[Tensor] = []
     for there_BP in torch.cat([ends, there]).split(batch_size):
         mask_BHW = layout.to_grid(there_BP).repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+        # What makes no whole patch is not seen, whatever stands there.
+        mask_BHW = F.pad(
+            mask_BHW, (0, pixels_1CHW.shape[3] - mask_BHW.shape[2], 0, pixels_1CHW.shape[2] - mask_BHW.shape[1])
+        )
         mask_B1HW = mask_BHW[:, None].to(pixels_1CHW.device)
         scores.append(score(torch.where(mask_B1HW, pixels_1CHW, filler_1CHW)).float().cpu())
     (whole, empty), inner = torch.cat(scores).split([2, len(there)])

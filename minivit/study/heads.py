@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minivit.config import TokenLayout
 from minivit.errors import ShapeError
 from minivit.model import ViT
 from minivit.study.trace import trace
+from minivit.study.windows import WindowProbs, hear_windows
+from minivit.swin import Swin
 
 MASSES = ("cls", "dist", "registers", "self", "neighbours", "patches")
 STATISTICS = ("distance", "entropy", *MASSES)
@@ -64,11 +67,16 @@ def attention_mass(probs_BANM: Tensor, layout: TokenLayout) -> dict[str, Tensor]
     return {name: total / layout.patches for name, total in mass_BA.items()}
 
 
-def head_statistics(model: ViT, pixels_BCHW: Tensor) -> dict[str, Tensor]:
+def head_statistics(model: ViT | Swin, pixels_BCHW: Tensor) -> dict[str, Tensor]:
     """All of the above for every head and picture: STATISTICS by name, each (B, layers, A).
 
     One forward under the model's own kernel; the probabilities of one block at a time are made from its q and k.
+    A Swin, whose layers count through the stages, has no prefix tokens, and only its later stages as many heads as A:
+    nan stands where a layer has none. Its distances, too, are in pixels of the picture; what goes to the zeros that
+    fill a window has no distance and is on no patch.
     """
+    if isinstance(model, Swin):
+        return _window_statistics(model, pixels_BCHW)
     kept = trace(model, pixels_BCHW, keep=["blocks.*.q", "blocks.*.k"], limit=None)
     patch = model.config.patch_size
     found: dict[str, list[Tensor]] = {name: [] for name in STATISTICS}
@@ -77,6 +85,43 @@ def head_statistics(model: ViT, pixels_BCHW: Tensor) -> dict[str, Tensor]:
         found["entropy"].append(attention_entropy(probs_BANM))
         for name, mass_BA in attention_mass(probs_BANM, kept.layout).items():
             found[name].append(mass_BA)
+    return {name: torch.stack(layers, dim=1) for name, layers in found.items()}
+
+
+def _window_statistics(model: Swin, pixels_BCHW: Tensor) -> dict[str, Tensor]:
+    config = model.config
+    stages = [stage for stage, depth in enumerate(config.depths) for _ in range(depth)]
+    found: dict[str, list[Tensor]] = {name: [] for name in ("distance", "entropy", "self", "neighbours", "patches")}
+
+    def hear(layer: int, attention: WindowProbs) -> None:
+        probs_BWANN = _at_least_float32(attention.probs)
+        windows, size = attention.windows, config.patch_size * 2 ** stages[layer]
+        rows, columns = (torch.arange(side) for side in windows.grid)
+        # Every token's row and column and a 1, cut as the picture was; padding has none.
+        numbers_P3 = F.pad(torch.cartesian_prod(rows, columns), (0, 1), value=1)[None].to(probs_BWANN)
+        places_WN2, real_WN = windows.cut(numbers_P3).split([2, 1], dim=-1)[0], windows.cut(numbers_P3)[..., 2]
+        steps_WNN2 = places_WN2[:, None] - places_WN2[:, :, None]
+        between_WNN = real_WN[:, None] * real_WN[:, :, None]
+        ring_WNN = steps_WNN2.abs().amax(dim=-1)
+
+        def summed(weights_WNN: Tensor) -> Tensor:
+            """Attention weighed so, of all real queries: (B, A)."""
+            return torch.einsum("bwanm,wnm->ba", probs_BWANN, weights_WNN * between_WNN)
+
+        on_patches_BA, queries = summed(torch.ones_like(ring_WNN)), real_WN.sum()
+        apart_BA = summed(steps_WNN2.norm(dim=-1) * size)
+        entropies_BWAN = torch.special.entr(probs_BWANN).sum(dim=-1)
+        statistics = {
+            "distance": apart_BA / on_patches_BA.clamp(min=torch.finfo(on_patches_BA.dtype).tiny),
+            "entropy": torch.einsum("bwan,wn->ba", entropies_BWAN, real_WN) / queries,
+            "self": summed((ring_WNN == 0).to(ring_WNN)) / queries,
+            "neighbours": summed((ring_WNN == 1).to(ring_WNN)) / queries,
+            "patches": on_patches_BA / queries,
+        }
+        for name, values_BA in statistics.items():
+            found[name].append(F.pad(values_BA, (0, max(config.heads) - values_BA.shape[1]), value=float("nan")))
+
+    hear_windows(model, pixels_BCHW, range(config.depth), hear)
     return {name: torch.stack(layers, dim=1) for name, layers in found.items()}
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minivit.errors import UsageError
 from minivit.model import ViT
-from minivit.study.attention import Query, attention_map, rollout
+from minivit.study.attention import Query, attention_map, fuse_heads, pool_attention, rollout
 from minivit.study.relevance import grad_rollout, input_gradients, integrated_gradients, legrad, per_patch, relevance
 from minivit.study.tokens import norms, pca, similarity
 from minivit.study.trace import trace
@@ -24,7 +25,8 @@ def method_map(model: ViT, pixels_BCHW: Tensor, method: str, **settings: Any) ->
         settings: what the method's function takes beside model and pixels: `target` (the class), `query`, `head`,
             `layer`, `start_layer`, `residual`, `discard`, `steps`, each as in `minivit.study`'s function of the method.
             A `layer` of None is the last, or for "similarity" and "pca" the tokens after the final norm. "all"
-            as `layer`, and for "raw" as `head`, gives every one, each on an axis behind B, layers first.
+            as `layer`, and for "raw" as `head`, gives every one, each on an axis behind B, layers first. "rollout" has
+            one more `query`, "pool": where the model's attention pool looks.
 
     Raises:
         UsageError: no such method, layer, head, token or class, or a model without what the method needs.
@@ -58,9 +60,18 @@ def _raw(
     return maps if layer == "all" else maps[:, 0]
 
 
-def _rollout(model: ViT, pixels_BCHW: Tensor, *, head: int | str = "mean", **settings: Any) -> Tensor:
+def _pool(model: ViT, pixels_BCHW: Tensor, *, head: int | str = "mean") -> Tensor:
+    return model.layout_of(pixels_BCHW).to_grid(fuse_heads(pool_attention(model, pixels_BCHW), head)[:, 0])
+
+
+def _rollout(
+    model: ViT, pixels_BCHW: Tensor, *, head: int | str = "mean", query: Query | None = None, **settings: Any
+) -> Tensor:
     kept = trace(model, pixels_BCHW, keep=["blocks.*.q", "blocks.*.k"], limit=None)
-    return rollout(kept.attention, kept.layout, fusion=head, **settings)
+    start: Query | Tensor | None = query
+    if query == "pool":
+        start = F.pad(_pool(model, pixels_BCHW, head=head).flatten(1), (kept.layout.prefix, 0))
+    return rollout(kept.attention, kept.layout, fusion=head, query=start, **settings)
 
 
 def _grad_rollout(model: ViT, pixels_BCHW: Tensor, *, head: int | str = "mean", **settings: Any) -> Tensor:
@@ -69,7 +80,8 @@ def _grad_rollout(model: ViT, pixels_BCHW: Tensor, *, head: int | str = "mean", 
 
 def _per_patch(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def of_patches(model: ViT, pixels_BCHW: Tensor, **settings: Any) -> Tensor:
-        return per_patch(function(model, pixels_BCHW, **settings), model.layout_of(pixels_BCHW))
+        attribution_BCHW = function(model, pixels_BCHW, **settings)
+        return per_patch(attribution_BCHW, model.layout_of(pixels_BCHW), patch=model.config.patch_size)
 
     return of_patches
 
@@ -100,6 +112,7 @@ def _layers(model: ViT, layer: int | str | None) -> list[int]:
 
 MAPS: dict[str, Callable[..., Tensor]] = {
     "raw": _raw,
+    "pool": _pool,
     "rollout": _rollout,
     "grad-rollout": _grad_rollout,
     "relevance": relevance,

@@ -12,9 +12,10 @@ from contextlib import ExitStack, contextmanager
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from minivit.attention import Attend, attention_probs
+from minivit.attention import Attend, AttentionPool, attention_probs
 from minivit.block import Block
 from minivit.config import TokenLayout, ViTConfig
 from minivit.errors import ShapeError, UsageError
@@ -53,10 +54,15 @@ def grad_rollout(
         raise UsageError(f"residual is {residual}; it is a share, from 0 to 1")
     _check_head(model)
     layout = model.layout_of(pixels_BCHW)
-    probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer)
-    row_BN = _start(model.config, layout, query, probs[-1])
-    for probs_BANN, grads_BANN in zip(reversed(probs), reversed(grads), strict=True):
-        weighed_BNN = fuse_heads(probs_BANN * grads_BANN, fusion).clamp(min=0)
+    attended = zip(*_probs_and_grads(model, pixels_BCHW, target, start_layer, query), strict=True)
+    weighed = [fuse_heads(probs_BANM * grads_BANM, fusion).clamp(min=0) for probs_BANM, grads_BANM in attended]
+    if _reads_pool(model, query):
+        pool_BN = _pool_row(weighed.pop(), layout)
+        sums_B1 = pool_BN.sum(dim=-1, keepdim=True)
+        row_BN = pool_BN / sums_B1.where(sums_B1 > 0, 1)
+    else:
+        row_BN = _start(model.config, layout, query, weighed[-1])
+    for weighed_BNN in reversed(weighed):
         mixed_BNN = (1 - residual) * weighed_BNN + residual * torch.eye(layout.count).to(weighed_BNN)
         sums_BN1 = mixed_BNN.sum(dim=-1, keepdim=True)
         # Without a residual a row may be all zero: nothing of it speaks for the class.
@@ -72,6 +78,7 @@ def relevance(
     Chefer, Gur & Wolf 2021b (arXiv:2103.15679), equations 5 and 6 for self-attention: with
     A = mean over heads of max(gradient * attention, 0), R grows layer by layer from I to R + A R. The
     row of the query is carried from the last layer down, r to r + r A, which gives the same row.
+    An attention pool, which looks at the patches with a query of its own, is their cross-attention: equations 8 to 10.
 
     Args:
         target: the class, one number for all pictures or (B,); None is the class each picture is given.
@@ -83,9 +90,8 @@ def relevance(
     """
     _check_head(model)
     layout = model.layout_of(pixels_BCHW)
-    probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer)
-    row_BN = _start(model.config, layout, query, probs[-1])
-    return layout.to_grid(_carried(row_BN, probs, grads)[0])
+    probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer, query)
+    return layout.to_grid(_relevances(model, layout, query, probs, grads)[0])
 
 
 def relevance_by_start(
@@ -104,26 +110,42 @@ def relevance_by_start(
     """
     _check_head(model)
     layout = model.layout_of(pixels_BCHW)
-    with _attention_in_graph(model, pixels_BCHW, 0) as probs:
+    with _attention_in_graph(model, 0, pool=_reads_pool(model, query)) as probs:
         logits_BL = model(pixels_BCHW)
-        row_BN = _start(model.config, layout, query, probs[-1])
         found = []
         for target in targets:
             score = _picked(logits_BL, _classes(model, logits_BL, target)).sum()
             grads = torch.autograd.grad(score, probs, retain_graph=True)
-            rows = _carried(row_BN, [probs_BANM.detach() for probs_BANM in probs], list(grads))
+            rows = _relevances(model, layout, query, [probs_BANM.detach() for probs_BANM in probs], list(grads))
             found.append(torch.stack([layout.to_grid(row) for row in rows]))
     return torch.stack(found)
 
 
-def _carried(row_BN: Tensor, probs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
-    """A row of relevance carried down from the last layer, as it is after each: the first layer's stands first."""
+def _relevances(
+    model: ViT, layout: TokenLayout, query: Query | None, probs: list[Tensor], grads: list[Tensor]
+) -> list[Tensor]:
+    """The query's row of relevance (B, N), by the first layer that takes part."""
+    mixed = [(p_BANM * g_BANM).clamp(min=0).mean(dim=1) for p_BANM, g_BANM in zip(probs, grads, strict=True)]
+    if not _reads_pool(model, query):
+        row_BN = _start(model.config, layout, query, mixed[-1])
+        return [row_BN + added_BN for added_BN in _added(row_BN, mixed)]
+    pool_BN = _pool_row(mixed.pop(), layout)
     rows = []
-    for probs_BANN, grads_BANN in zip(reversed(probs), reversed(grads), strict=True):
-        relevance_BNN = (probs_BANN * grads_BANN).clamp(min=0).mean(dim=1)
-        row_BN = row_BN + (row_BN[:, None] @ relevance_BNN)[:, 0]
-        rows.append(row_BN)
-    return rows[::-1]
+    for first in range(len(mixed)):
+        layers = mixed[first:]
+        # Sums of the rows of R - I, by which equation 9 divides them: the same sum of paths, from the other end.
+        sums_BN = _added(torch.ones_like(pool_BN), [layer_BNN.mT for layer_BNN in reversed(layers)])[0]
+        rows.append(pool_BN + _added(pool_BN / sums_BN.where(sums_BN > 0, 1), layers)[0])
+    return rows
+
+
+def _added(row_BN: Tensor, layers_BNN: list[Tensor]) -> list[Tensor]:
+    """What (I + A_last) ... (I + A_first) - I makes of a row, by the first layer that takes part."""
+    added_BN, found = torch.zeros_like(row_BN), []
+    for layer_BNN in reversed(layers_BNN):
+        added_BN = added_BN + ((row_BN + added_BN)[:, None] @ layer_BNN)[:, 0]
+        found.append(added_BN)
+    return found[::-1]
 
 
 def legrad(
@@ -150,7 +172,7 @@ def legrad(
     _check_head(model)
     layout = model.layout_of(pixels_BCHW)
     layers: list[Tensor] = []
-    with _attention_in_graph(model, pixels_BCHW, start_layer) as probs, ExitStack() as stack:
+    with _attention_in_graph(model, start_layer) as probs, ExitStack() as stack:
         for block in model.blocks[start_layer:]:
             handle = block.register_forward_hook(lambda module, args, output: layers.append(output))
             stack.callback(handle.remove)
@@ -217,13 +239,19 @@ def integrated_gradients(
     return (pixels_BCHW - start) * total / steps
 
 
-def per_patch(attribution_BCHW: Tensor, layout: TokenLayout) -> Tensor:
+def per_patch(attribution_BCHW: Tensor, layout: TokenLayout, *, patch: int | None = None) -> Tensor:
     """Values of pixels as a map of patches: the sum of their magnitudes in each, (B, C, H, W) -> (B, h, w).
+
+    Args:
+        patch: side of a patch in pixels, for a model that does not see what makes no whole one at the right and below.
 
     Raises:
         ShapeError: the pixels are not a whole number per patch.
     """
-    (height, width), (rows, columns) = attribution_BCHW.shape[2:], layout.grid
+    rows, columns = layout.grid
+    if patch:
+        attribution_BCHW = attribution_BCHW[:, :, : rows * patch, : columns * patch]
+    height, width = attribution_BCHW.shape[2:]
     if height % rows or width % columns:
         raise ShapeError(f"{height} x {width} pixels do not make {rows} x {columns} patches of equal size")
     # (B, C, H, W) -> (B, C, h, patch, w, patch) -> (B, h, w)
@@ -232,8 +260,9 @@ def per_patch(attribution_BCHW: Tensor, layout: TokenLayout) -> Tensor:
 
 
 @contextmanager
-def _attention_in_graph(model: ViT, pixels_BCHW: Tensor, start_layer: int) -> Iterator[list[Tensor]]:
-    """Run forwards inside: the list fills with probs_BANM of the layers from `start_layer`, all in the graph."""
+def _attention_in_graph(model: ViT, start_layer: int, pool: bool = False) -> Iterator[list[Tensor]]:
+    """Run a forward inside: the list fills with probs_BANM of the layers from `start_layer`, all in the graph, and
+    perhaps those of the attention pool, (B, A, 1, P)."""
     if not 0 <= start_layer < model.config.depth:
         raise UsageError(f"start_layer is {start_layer}; there are layers 0 to {model.config.depth - 1}")
     probs: list[Tensor] = []
@@ -252,28 +281,39 @@ def _attention_in_graph(model: ViT, pixels_BCHW: Tensor, start_layer: int) -> It
         stack.enter_context(torch.enable_grad())
         for block in model.blocks[start_layer:]:
             stack.enter_context(attend_swapped(cast(Block, block).attn, wrap))
+        if pool:
+            stack.enter_context(attend_swapped(cast(AttentionPool, model.attn_pool), wrap))
         yield probs
 
 
 def _probs_and_grads(
-    model: ViT, pixels_BCHW: Tensor, target: Target, start_layer: int
+    model: ViT, pixels_BCHW: Tensor, target: Target, start_layer: int, query: Query | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """probs_BANM of the layers from `start_layer` on, and the gradient of the class's logit by each."""
-    with _attention_in_graph(model, pixels_BCHW, start_layer) as probs:
+    """probs_BANM of the layers from `start_layer` on, and of the attention pool where the query is what it reads; and
+    the gradient of the class's logit by each."""
+    with _attention_in_graph(model, start_layer, pool=_reads_pool(model, query)) as probs:
         logits_BL = model(pixels_BCHW)
         score = _picked(logits_BL, _classes(model, logits_BL, target)).sum()
         grads = torch.autograd.grad(score, probs)
     return [probs_BANM.detach() for probs_BANM in probs], list(grads)
 
 
-def _start(config: ViTConfig, layout: TokenLayout, query: Query | None, like_BANM: Tensor) -> Tensor:
-    """Every picture's first row (B, N): the query, or what the head reads."""
+def _reads_pool(model: ViT, query: Query | None) -> bool:
+    """Whether the way back begins at the attention pool."""
+    return model.attn_pool is not None and query in (None, "pool")
+
+
+def _pool_row(pool_B1P: Tensor, layout: TokenLayout) -> Tensor:
+    """One row of the pool as of all tokens, (B, 1, P) -> (B, N): it sees no prefix token."""
+    return F.pad(pool_B1P[:, 0], (layout.prefix, 0))
+
+
+def _start(config: ViTConfig, layout: TokenLayout, query: Query | None, like_BNN: Tensor) -> Tensor:
+    """Every picture's first row (B, N): the query, or the tokens the head reads."""
     read = {"cls": ["cls"], "mean": ["mean"], "cls&dist": ["cls", "dist"], "cls+mean": ["cls", "mean"]}
-    if query is None and config.pooling not in read:
-        raise UsageError(f"what pooling {config.pooling!r} reads is no token; give a query")
     queries: list[Query] = [*read[config.pooling]] if query is None else [query]
     weights_N = torch.stack([query_weights(layout, each) for each in queries]).mean(dim=0)
-    return weights_N.to(like_BANM).expand(len(like_BANM), -1)
+    return weights_N.to(like_BNN).expand(len(like_BNN), -1)
 
 
 def _check_head(model: ViT) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor, nn
 
-from minivit.attention import Attend, SelfAttention, attention_probs
+from minivit.attention import Attend, AttentionPool, SelfAttention, attention_probs
 from minivit.block import Block
 from minivit.config import TokenLayout
 from minivit.errors import UsageError
@@ -272,7 +272,7 @@ def _recording(model: ViT, wanted: list[Wanted], limit: int | None, grad: bool) 
 
 
 @contextmanager
-def attend_swapped(attn: SelfAttention, wrap: Callable[[Attend], Attend]) -> Iterator[None]:
+def attend_swapped(attn: SelfAttention | AttentionPool, wrap: Callable[[Attend], Attend]) -> Iterator[None]:
     """Let `wrap(attend)` stand for a module's `attend`; its own comes back at the end, on an error too.
 
     The stand-in is put into the instance's dictionary, where it hides an attend that is itself an

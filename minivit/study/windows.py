@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from minivit.attention import attention_probs
+from minivit.attention import BiasedAttend, attention_probs
 from minivit.errors import UsageError
 from minivit.study.attention import fuse_heads
 from minivit.study.trace import attend_swapped
@@ -35,26 +37,33 @@ def window_attention(model: Swin, pixels_BCHW: Tensor, layer: int) -> WindowProb
         raise UsageError(f"window_attention reads a Swin, not a {type(model).__name__}; minivit.trace reads a ViT")
     if not 0 <= layer < model.config.depth:
         raise UsageError(f"layer {layer}: there are layers 0 to {model.config.depth - 1}")
-    attn = model.blocks[layer].attn
-    seen: list[Windows] = []
-    probs: list[Tensor] = []
+    found: list[WindowProbs] = []
+    hear_windows(model, pixels_BCHW, [layer], lambda _, probs: found.append(probs))
+    return found[0]
 
-    def listen(own):
+
+@torch.no_grad()
+def hear_windows(
+    model: Swin, pixels_BCHW: Tensor, layers: Iterable[int], hear: Callable[[int, WindowProbs], None]
+) -> None:
+    """One forward, in which `hear(layer, its attention)` is called where each of these blocks attends."""
+    seen: dict[int, Windows] = {}
+
+    def listen(layer: int, own: BiasedAttend) -> BiasedAttend:
         def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor) -> Tensor:
-            probs.append(attention_probs(q, k, scale=scale, bias=bias))
+            probs_VANN = attention_probs(q, k, scale=scale, bias=bias)
+            hear(layer, WindowProbs(probs_VANN.unflatten(0, (len(pixels_BCHW), -1)), seen[layer]))
             return own(q, k, v, scale=scale, bias=bias)
 
         return attend
 
-    def see(module: nn.Module, args: tuple) -> None:
-        seen.append(args[1])
-
     with ExitStack() as stack:
-        stack.callback(attn.register_forward_pre_hook(see).remove)
-        stack.enter_context(attend_swapped(attn, listen))
-        stack.enter_context(torch.no_grad())
+        for layer in layers:
+            attn = model.blocks[layer].attn
+            see = attn.register_forward_pre_hook(lambda module, args, layer=layer: seen.update({layer: args[1]}))
+            stack.callback(see.remove)
+            stack.enter_context(attend_swapped(attn, partial(listen, layer)))  # type: ignore[arg-type]
         model(pixels_BCHW)
-    return WindowProbs(probs[0].unflatten(0, (len(pixels_BCHW), -1)), seen[0])
 
 
 def window_map(found: WindowProbs, *, query: tuple[int, int] | None = None, head: str | int = "mean") -> Tensor:

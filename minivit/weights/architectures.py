@@ -158,6 +158,7 @@ TIMM_ARCHITECTURES: dict[str, dict] = {
     **_timm("vit_large_patch16_siglip_512", _LARGE, _SIGLIP2),
     **_timm("vit_so400m_patch14_siglip_224", _SO400M, _SIGLIP),
     **_timm("vit_so400m_patch14_siglip_378", _SO400M, _SIGLIP),
+    **_timm("vit_so400m_patch14_siglip_384", _SO400M, _SIGLIP),
     **_timm("vit_so400m_patch16_siglip_256", _SO400M, _SIGLIP2),
     **_timm("vit_so400m_patch16_siglip_384", _SO400M, _SIGLIP2),
     **_timm("vit_so400m_patch16_siglip_512", _SO400M, _SIGLIP2),

@@ -76,6 +76,7 @@ CATALOG = (
     Published("siglip", "google/siglip-large-patch16-256", "L/16", 256, _APACHE, None, _ZERO_SHOT),
     Published("siglip", "google/siglip-large-patch16-384", "L/16", 384, _APACHE, None, _ZERO_SHOT),
     Published("siglip", "google/siglip-so400m-patch14-224", "So400m/14", 224, _APACHE, None, _ZERO_SHOT),
+    Published("siglip", "google/siglip-so400m-patch14-384", "So400m/14", 384, _APACHE, None, _ZERO_SHOT),
     Published("torchvision", "torchvision/vit_b_16", "B/16", 224, _BSD, 81.072, _TORCHVISION),
     Published("torchvision", "torchvision/vit_b_16.IMAGENET1K_SWAG_E2E_V1", "B/16", 384, _SWAG, 85.304, _TORCHVISION),
     Published(

@@ -173,14 +173,15 @@ def _timm(given: dict, shapes: Shapes) -> dict[str, Any]:
         shown = unknown or {key: args[key] for key in ("act_layer", "global_pool")}
         raise ValueError(f"there is no switch for timm's {', '.join(f'{k}={v!r}' for k, v in shown.items())}")
     classes = args["num_classes"]
-    size = args["img_size"]
+    size = (args["img_size"],) * 2 if isinstance(args["img_size"], int) else tuple(args["img_size"])
     hidden = int(args["embed_dim"] * args["mlp_ratio"])
     swiglu = args["mlp_layer"] == "swiglu_packed"
     averaged = args["global_pool"] == "avg"
     positions = "learned_patches" if args["no_embed_class"] else "learned_all" if args["reg_tokens"] else "learned"
     return {
-        "image_size": (size, size) if isinstance(size, int) else tuple(size),
+        "image_size": size,
         "patch_size": args["patch_size"],
+        "drop_rest": any(side % args["patch_size"] for side in size),  # of 384 pixels 378, in patches of 14
         "channels": args["in_chans"],
         "width": args["embed_dim"],
         "depth": args["depth"],

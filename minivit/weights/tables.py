@@ -384,7 +384,7 @@ HF_SIGLIP_VISION = Table(
         "eps": ("layer_norm_eps", 1e-6),
         "activation": ("hidden_act", "gelu_pytorch_tanh"),
     },
-    constants={"cls_token": False, "pooling": "map"},
+    constants={"cls_token": False, "pooling": "map", "drop_rest": True},
     fixed={"vision_use_head": True},
     activations=_ACTIVATIONS,
     rows={**_TOWER_ROWS, **_MAP_ROWS},
@@ -433,8 +433,8 @@ HF_SIGLIP = Table(
     processor="SiglipImageProcessor",
 )
 
-# torchvision's vit_*: torchvision/models/vision_transformer.py. Its files have no config.json; weights/names.py
-# writes one from the name. Second spelling of the MLP: files from before its MLPBlock version 2.
+# torchvision's vit_*: torchvision/models/vision_transformer.py. Its files have no config.json; weights/files.py
+# makes one of the name. Second spelling of the MLP: files from before its MLPBlock version 2.
 TORCHVISION = Table(
     model_types=("torchvision",),
     kinds={"VisionTransformer": Kind("heads.head")},
