@@ -26,7 +26,7 @@ CLOSE = {"rtol": 0, "atol": 1e-12}
 def flex(q, k, v, *, scale):
     from torch.nn.attention.flex_attention import flex_attention
 
-    if torch.__version__ < (2, 7):
+    if torch.__version__ < "2.7":
         pytest.skip("flex_attention of torch 2.6 takes heads of a power of two only")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it runs uncompiled, which is what is wanted here
