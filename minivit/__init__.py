@@ -93,6 +93,10 @@ def __getattr__(name: str) -> object:
     return value
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 class _Package(ModuleType):
     """Keeps `minivit.preprocess` and `minivit.embed` the functions: importing the modules of these names,
     which hold one stage of the way each, would otherwise bind the modules here."""

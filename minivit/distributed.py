@@ -7,6 +7,7 @@ Ray places the work, moves it, and does it again when a worker dies; what a work
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -194,7 +195,7 @@ class Worker:
         for (_, path, _), answer in zip(given, answers, strict=True):
             item = record(path, answer, self.job["constant"])
             if self.shape is not None:
-                nothing = torch.zeros(self.shape, dtype=self.dtype)
+                nothing = torch.full(self.shape, math.nan, dtype=self.dtype)
                 vectors.append(vector_bytes(item.pop("embedding", nothing).to(self.dtype)))
             records.append(item)
         schema = parquet_schema(self.shape, self.dtype)

@@ -39,7 +39,7 @@ class StoreWriter:
     |---|---|---|
     | `x.npy` | the file itself | `x.npy.jsonl`: line i for row i |
     | `x.safetensors` | tensor `embeddings` | tensor `records`: the same lines as bytes; metadata has what they share |
-    | `x.parquet` | column `embedding`, null instead of NaN | the other columns; metadata has what they share, too |
+    | `x.parquet` | column `embedding` | the other columns; metadata has what they share, too |
 
     Args:
         path: the finished file; its suffix is one of SUFFIXES.
@@ -319,7 +319,6 @@ def _read_parquet(path: Path) -> Iterator[tuple[list[dict[str, Any]], Tensor]]:
             dtype = torch.float64 if str(kind) == "double" else torch.float32
             data = memoryview(values.buffers()[1])[values.offset * dtype.itemsize :]
             vectors = torch.frombuffer(bytearray(data), dtype=dtype, count=len(values)).view(len(column), *shape)
-            vectors[column.is_null().to_pylist()] = math.nan
             yield [_from_columns(row) for row in batch.drop_columns(["embedding"]).to_pylist()], vectors
 
 
@@ -340,7 +339,10 @@ def parquet_schema(shape: tuple[int, ...] | None, dtype: torch.dtype = torch.flo
 
 
 def parquet_table(records: list[dict[str, Any]], vectors: bytes | None, schema: Any) -> Any:
-    """Records as a pyarrow Table; their embeddings are the bytes of (rows, *shape), null where there is an error."""
+    """Records as a pyarrow Table; their embeddings are the bytes of (rows, *shape), NaN where there is an error.
+
+    Not null: pyarrow before 26 cannot read a Parquet file that has a null among lists of a fixed size.
+    """
     pa, _ = import_pyarrow()
     rows = [{**item, "run": json.dumps(item["run"]), "path": utf8(item["path"])} for item in records]
     for row in rows:
@@ -349,13 +351,13 @@ def parquet_table(records: list[dict[str, Any]], vectors: bytes | None, schema: 
     columns = []
     for column in schema:
         if column.name == "embedding" and vectors is not None:
-            columns.append(_fixed(vectors, column.type, [("error" in row) for row in rows]))
+            columns.append(_fixed(vectors, column.type))
         else:
             columns.append(pa.array([row.get(column.name) for row in rows], column.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _fixed(data: bytes, kind: Any, absent: list[bool]) -> Any:
+def _fixed(data: bytes, kind: Any) -> Any:
     """Numbers as a fixed-size list of (fixed-size lists of) them."""
     pa, _ = import_pyarrow()
     kinds = []
@@ -363,9 +365,8 @@ def _fixed(data: bytes, kind: Any, absent: list[bool]) -> Any:
         kinds.append(kind)
         kind = kind.value_type
     values = pa.Array.from_buffers(kind, len(data) * 8 // kind.bit_width, [None, pa.py_buffer(data)])
-    for depth, outer in enumerate(reversed(kinds), start=1):
-        mask = pa.array(absent) if depth == len(kinds) else None
-        values = pa.FixedSizeListArray.from_arrays(values, type=outer, mask=mask)
+    for outer in reversed(kinds):
+        values = pa.FixedSizeListArray.from_arrays(values, type=outer)
     return values
 
 

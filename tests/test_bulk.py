@@ -101,11 +101,11 @@ def test_a_result_is_handed_out_while_the_next_picture_is_waited_for():
 
     def items():
         yield 1
-        more.wait(20)
+        assert more.wait(60)
         yield 2
 
     results = read_ahead(items(), lambda i: i, readers=2, ahead=4)
-    assert next(results) == 1  # would hang, were both drawn first
+    assert next(results) == 1  # were both drawn first, the wait would end in its error
     more.set()
     assert list(results) == [2]
 
@@ -258,7 +258,7 @@ def test_a_list_on_standard_input_is_answered_line_by_line(model, folder):
         process.stdin.write(f"{folder / f'{i}.png'}\n")
         process.stdin.flush()
         assert json.loads(process.stdout.readline())["path"] == str(folder / f"{i}.png")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert (process.returncode, out, err) == (0, "", "")
 
 
@@ -526,7 +526,7 @@ def test_a_signal_leaves_a_valid_prefix_that_resumes(capsys, model, folder, tmp_
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(sign)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == code
     assert "Traceback" not in err
     there = out.read_bytes()
@@ -545,7 +545,7 @@ def test_a_full_disk_is_one_line_and_the_records_before_it_are_whole(model, fold
 
     out = tmp_path / "labels.jsonl"
     process = command("classify", str(folder), "-m", model, "-o", str(out), preexec_fn=small_disk)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 1
     assert err == f"minivit: {out}: File too large; the records before this one are whole\n"
     assert 1 <= len(records(out)) < 40
@@ -554,12 +554,12 @@ def test_a_full_disk_is_one_line_and_the_records_before_it_are_whole(model, fold
     if Path("/dev/full").exists():
         with Path("/dev/full").open("w") as full:
             process = command("classify", str(folder), "-m", model, "--jsonl", stdout=full)
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=240)
         assert process.returncode == 1
         assert err == ("minivit: standard output: No space left on device; the records before this one are whole\n")
         with Path("/dev/full").open("w") as full:
             process = command("info", model, stdout=full)  # a command that prints
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=240)
         assert process.returncode == 1
         assert "No space left on device" in err
         assert err.count("\n") == 1
@@ -606,9 +606,11 @@ def test_an_output_folder_that_vanishes_is_noticed(capsys, model, folder, tmp_pa
 
 def test_memory_does_not_grow_with_the_number_of_pictures(model, folder, tmp_path):
     """Peak of a run over 200 and over 4000 pictures, in processes of their own: less than 16 MB apart."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc: getrusage tells the peak of the process before exec too, which was this one")
     code = (
-        "import resource, sys\nfrom minivit.cli import main\n"
-        "main(sys.argv[1:])\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "import sys\nfrom minivit.cli import main\nmain(sys.argv[1:])\n"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     peaks = []
     for times in (5, 100):
@@ -625,7 +627,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(model, folder, tmp_pat
         environment = {**os.environ, "PYTHONPATH": str(Path(minivit.__file__).parents[1])}
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments, "--device", "cpu"],
-            env=environment, capture_output=True, text=True, timeout=120,
+            env=environment, capture_output=True, text=True, timeout=240,
         )  # fmt: skip
         peaks.append(int(done.stdout) / 1024)
         assert len(records(tmp_path / f"{times}.jsonl")) == 40 * times
@@ -655,7 +657,7 @@ def test_the_bar_is_for_terminals(model, folder, tmp_path):
             text += block
         os.close(parent)
         process.stdout.close()
-        assert process.wait(60) == 3
+        assert process.wait(240) == 3
         shown[options] = text.decode()
     assert "400" in shown[()], shown
     assert "pictures/s" in shown[()]
@@ -703,7 +705,7 @@ def test_files_open_in_the_libraries_they_are_for(capsys, model, folder, tmp_pat
     assert array.shape == tuple(tensor.shape) == (40, 91)
     assert array.tobytes() == tensor.numpy().tobytes()
     assert table.column("embedding").to_pylist()[0] == array[0].tolist()
-    assert table.column("embedding").null_count == 2
+    assert [i for i, row in enumerate(table.column("embedding").to_pylist()) if numpy.isnan(row).all()] == [3, 6]
     assert (facts["model"], facts["pool"], facts["device"]) == (model, "cls", "cpu")
     assert table.schema.metadata[b"pool"] == b"cls"
     assert [json.loads(line)["path"] for line in lines] == table.column("path").to_pylist()

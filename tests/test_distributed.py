@@ -123,7 +123,7 @@ def test_what_ray_lists_and_reads_is_embedded_and_searched_as_a_store(cluster, f
     (some / "notes.txt").write_text("no picture")
     out, model = tmp_path / "vectors", str(hf_checkpoint())
     process = start(cluster, "embed", f"file://{some}", "-m", model, "--device", "cpu", "-o", str(out))
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 3, err
     assert main(["similar", str(some / "1.png"), str(out), "-k", "9", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -132,7 +132,7 @@ def test_what_ray_lists_and_reads_is_embedded_and_searched_as_a_store(cluster, f
     assert [row["error"]["code"] for row in rows(out, by="path") if "error" in row] == ["truncated"]
     assert len(rows(out, by="path")) == 4, "no notes.txt"
     process = start(cluster, "embed", f"file://{some}/gone", "-m", model, "-o", str(tmp_path / "new"))
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 2, err
     assert "Ray finds no pictures there" in err.splitlines()[-1]
 

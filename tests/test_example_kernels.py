@@ -130,6 +130,8 @@ def test_the_cpp_kernel_takes_what_the_check_does_not_send():
 @needs_compiler
 @pytest.mark.parametrize("file", ["compiled.py", "flex.py"])
 def test_compiled_kernels_are_accepted(file: str):
+    if file == "flex.py" and torch.__version__ < "2.7":
+        pytest.skip("flex.py needs torch 2.7")
     names = ["forward/last-key/2x3x65x32", "needle/permutation/2x3x65x32", "forward/large-mean/2x3x65x32"]
     cases = [Case.parse(f"{name}/float32/packed", device="cpu") for name in names]
     rows = asked_apart(file, cases)

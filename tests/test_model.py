@@ -194,6 +194,7 @@ def test_the_model_exports_as_one_graph():
 
 
 def test_import_surface():
-    assert all(hasattr(minivit, name) for name in minivit.__all__)
+    assert set(minivit.__all__) <= set(dir(minivit))
+    assert all(getattr(minivit, name) is not None for name in minivit.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         minivit.nonsense  # noqa: B018

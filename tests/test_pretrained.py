@@ -89,6 +89,38 @@ def test_auto_falls_back_to_it_aloud_and_a_named_model_never_does(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_nothing_needs_numpy(tmp_path):
+    """As after a plain installation: torch does without it, and so do the files that are written and read."""
+    picture = tmp_path / "a.png"
+    generated()[0].save(picture)
+    for word in ("cat", "dog"):
+        (tmp_path / "photos" / word).mkdir(parents=True)
+        for number, image in enumerate(generated()[:4]):
+            image.save(tmp_path / "photos" / word / f"{number}.png")
+    lines = f"""
+        convert {NAME} new
+        classify a.png -m new
+        embed a.png -m new -o a.npy
+        embed a.png -m new -o a.safetensors
+        similar a.png a.safetensors
+        trace a.png -m new --keep *.resid_post -o trace.safetensors
+        attention a.png -m new -o map.npy
+        attention a.png -m new --method relevance -o map.png
+        explore a.png -m new -o page.html
+        train photos -o trained --epochs 1 --batch-size 4 --init new --device cpu
+        eval trained photos
+    """
+    code = (
+        "import sys\nsys.modules['numpy'] = None\nfrom minivit.cli import main\n"
+        f"for line in {lines!r}.strip().splitlines(): assert main(line.split()) == 0, line"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(minivit.__file__).parents[1])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "numpy" not in done.stderr.lower()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gives_the_same_answers(dtype):
     pictures = generated()

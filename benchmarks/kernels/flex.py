@@ -18,6 +18,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 def supports(spec) -> bool | str:
     """True, or the reason why not."""
+    if torch.__version__ < "2.7":
+        return "needs torch 2.7"
     if spec.dtype == torch.float64:
         return "no float64"
     return "no gradients on the CPU" if spec.grads and spec.device == "cpu" else True

@@ -153,6 +153,8 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 
 def _flex_supports(spec: Spec) -> bool | str:
+    if torch.__version__ < "2.7":  # only heads of a power of two there, and on the CPU no views of dynamic shapes
+        return "flex needs torch 2.7"
     if spec.dtype == torch.float64:
         return "flex has no float64"
     return "flex has no gradients on the CPU" if spec.grads and spec.device == "cpu" else True

@@ -17,6 +17,7 @@ from minivit.config import TokenLayout
 from minivit.errors import UsageError
 from minivit.model import ViT
 from minivit.study.keep import Wanted, read_keep, read_limit
+from minivit.tensorfile import save_file
 
 Keep = str | list[str] | tuple[str, ...]
 
@@ -88,17 +89,13 @@ class Trace(Mapping[str, Tensor]):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all tensors, the layout and the scales as one safetensors file."""
-        from safetensors.torch import save_file
-
         layout = self.layout
         about = {
             "layout": {"cls": layout.cls, "dist": layout.dist, "registers": layout.registers, "grid": layout.grid},
             "scales": self.scales,
             "names": list(self),  # in the order of the forward, which safetensors does not keep
         }
-        # Copies: safetensors refuses tensors that share their memory, as views of one trace may.
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
-        save_file(tensors, path, metadata={"minivit.trace": json.dumps(about)})
+        save_file(self.tensors, path, metadata={"minivit.trace": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:

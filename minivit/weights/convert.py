@@ -18,12 +18,13 @@ from minivit.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
 from minivit.errors import CheckpointError, UsageError
 from minivit.model import ViT
 from minivit.swin import Swin
+from minivit.tensorfile import SHORT_DTYPE
 from minivit.tokenizer import Tokenizer
 from minivit.weights.architectures import TIMM_SWINS
 from minivit.weights.configs import find_preprocessor, listed, read_config, read_image_spec, read_labels
 from minivit.weights.files import Source, find_beside
 from minivit.weights.operations import OPERATIONS
-from minivit.weights.shards import SHORT_DTYPE, Shards, first_line, load_pickle
+from minivit.weights.shards import Shards, first_line, load_pickle
 from minivit.weights.tables import FAMILIES, Kind, Row, Spelling, Table
 
 __all__ = ["Shards", "build", "describe", "examine", "load_pickle", "match", "read_image_spec", "table_for", "verify"]

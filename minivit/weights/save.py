@@ -16,6 +16,7 @@ from minivit.config import RESAMPLES, CLIPConfig, ImageSpec, SwinConfig, TextCon
 from minivit.errors import CheckpointError, ShapeError, UsageError
 from minivit.model import ViT
 from minivit.swin import Swin, windows_of
+from minivit.tensorfile import save_file
 from minivit.weights.configs import DERIVED, Config, read_config, read_image_spec
 from minivit.weights.convert import Model, assembly_of, rows_for, spellings
 from minivit.weights.files import Source
@@ -49,8 +50,6 @@ def save(model: Model, folder: str | Path, *, dtype: torch.dtype | None = None) 
     Raises:
         UsageError: no layout has a place for every part of the model, of its preprocessing or of its tokenizer.
     """
-    from safetensors.torch import save_file
-
     if not isinstance(model, (ViT, CLIP, Swin)):
         raise UsageError(f"a minivit ViT, CLIP or Swin is written, not a {type(model).__name__}")
     state, config = dict(model.state_dict()), model.config
@@ -72,7 +71,7 @@ def save(model: Model, folder: str | Path, *, dtype: torch.dtype | None = None) 
             assert name is not None, "no layout that is written leaves tensors out"
             full = name if name.rpartition(".")[0] in outside else prefix + name
             # No layout that is written keeps the heads as an axis.
-            tensors[full] = OPERATIONS[layout].save(part, 1).detach().to("cpu", dtype).clone()
+            tensors[full] = OPERATIONS[layout].save(part, 1).detach().to(dtype=dtype)
     preprocessor = preprocessor_json(model.image_spec, table) if model.image_spec else None
     texts = _tokenizer_files(model)
     folder = Path(folder)

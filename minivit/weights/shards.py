@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from minivit.errors import CheckpointError
+from minivit.tensorfile import SHORT_DTYPE
 from minivit.weights.files import Source
-
-# As safetensors names them in its header.
-SHORT_DTYPE = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 class Shards:
@@ -111,21 +109,20 @@ def read_npy(archive: zipfile.ZipFile, member: str) -> Tensor:
         return torch.frombuffer(bytearray(file.read()), dtype=dtype).reshape(shape)
 
 
+# Below this torch, weights_only can be circumvented: CVE-2026-24747, and before 2.6 CVE-2025-32434.
+SAFE_TO_UNPICKLE = (2, 10)
+
 # Keys under which training scripts put the weights into a .pth: DeiT and torchvision references, Lightning, DINO.
 WRAPPERS = ("model", "state_dict", "teacher")
 
 
 def load_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch .bin or .pth file, read with weights_only=True.
-
-    Refused below torch 2.10, where weights_only can be circumvented (CVE-2025-32434 before 2.6,
-    CVE-2026-24747 before 2.10).
-    """
+    """The tensors of a PyTorch .bin or .pth file, read with weights_only=True; refused below SAFE_TO_UNPICKLE."""
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
-    if version < (2, 10):
+    if version < SAFE_TO_UNPICKLE:
         raise CheckpointError(
             f"{path}: a pickle is not safe to read with torch {torch.__version__}; "
-            "update to torch 2.10 or use a model.safetensors file"
+            f"update to torch {'.'.join(map(str, SAFE_TO_UNPICKLE))} or use a model.safetensors file"
         )
     try:
         # Files from before torch 1.6 are no zip archives, and cannot be mapped into memory.
