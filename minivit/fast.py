@@ -270,12 +270,16 @@ class FastViT(ViT):
         """A few pictures at a time, so that what passes from one operator to the next stays small."""
         own = self.patch_embed.weight
         if pixels_BCHW.dtype not in (torch.float32, own.dtype):
-            raise UsageError(f"pixels are {_name(pixels_BCHW.dtype)}; this model takes float32 or {_name(own.dtype)}")
+            takes = " or ".join(dict.fromkeys(["float32", _name(own.dtype)]))
+            raise UsageError(f"pixels are {_name(pixels_BCHW.dtype)}; this model takes {takes}")
         if pixels_BCHW.requires_grad and torch.is_grad_enabled():
             raise UsageError("an optimised model has no gradients; take them of the model it was made from")
         tokens = self.layout_of(pixels_BCHW, resample=resample).count
+        if not len(pixels_BCHW):  # the operators of int8 want at least one
+            return self._in_passes(pixels_BCHW.new_zeros(1, *pixels_BCHW.shape[1:]), resample, answer)[:0]
         passes = max(1, -(-len(pixels_BCHW) * tokens // self.tokens_at_once))
-        with torch.no_grad():
+        # Its dtype is fixed, under autocast too: packed weights go with inputs of their own dtype alone.
+        with torch.no_grad(), torch.autocast(own.device.type, enabled=False):
             parts = [self.step(pixels.to(own.dtype), resample, answer) for pixels in pixels_BCHW.chunk(passes)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -294,6 +298,10 @@ class FastViT(ViT):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: what is packed is no checkpoint."""
         raise UsageError("an optimised model cannot be saved; save the model it was made from")
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: packed weights cannot be replaced."""
+        raise UsageError("an optimised model takes no other weights; load them into the model, then optimize it again")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise UsageError("an optimised model cannot be copied or pickled; optimize the model it was made from again")
@@ -445,8 +453,8 @@ def foreign(block: nn.Module) -> str | None:
             continue
         if type(module) not in PARTS.get(name, ()):
             return f"{name or 'it'} is a {type(module).__name__}"
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            return f"{name or 'it'} has a hook or a forward of its own"
+        if module._forward_hooks or module._forward_pre_hooks or {"forward", "split"} & vars(module).keys():
+            return f"{name or 'it'} has a hook or a method of its own"
     return None
 
 
