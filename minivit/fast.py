@@ -123,9 +123,14 @@ def quantise(x: Tensor) -> tuple[Tensor, float]:
 
 
 def attend_products(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """Attention as two batched matrix products, without a detour by float32: the probabilities are kept as q is."""
-    logits_BANM = q @ k.transpose(-2, -1)
-    return (logits_BANM if scale == 1 else logits_BANM * scale).softmax(dim=-1) @ v
+    """Attention as two batched matrix products, without a detour by float32: the probabilities are kept as q is.
+
+    The rows of each head are brought together first: transposed keys would be copied number by number.
+    """
+    heads = q.shape[:2]
+    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+    logits = torch.bmm(q, k.transpose(1, 2))
+    return torch.bmm((logits if scale == 1 else logits * scale).softmax(dim=-1), v).unflatten(0, heads)
 
 
 def attend_fast(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
@@ -213,12 +218,14 @@ class FastBlock(nn.Module):
         if rope is not None:
             angles = rope[0].to(q.dtype), rope[1].to(q.dtype)
             q, k = rotate(q, angles), rotate(k, angles)
-        if self.own_attend:
-            q = q[:, :, :rows]
-        mix_BANK = self.attend(q, k, v, scale=self.scale)[:, :, :rows]
-        mix_BANK = mix_BANK if self.own_attend else mix_BANK.clone()  # it may be kept, and proj may overwrite it
+        if rows is not None:
+            x = x[:, :rows].contiguous()
+            q = q[:, :, :rows] if self.own_attend else q
+        mix_BANK = self.attend(q, k, v, scale=self.scale)
+        if not self.own_attend:
+            mix_BANK = mix_BANK[:, :, :rows].clone()  # it may be kept, and proj may overwrite it
         # (B, A, N, K) -> (B, N, A, K) -> (B, N, D)
-        x = self.proj(mix_BANK.transpose(1, 2).flatten(2), add=x[:, :rows].contiguous())
+        x = self.proj(mix_BANK.transpose(1, 2).flatten(2), add=x)
         hidden_BNF = self.fc1(self.norm2(x))
         if self.gate is not None:
             gate, value = hidden_BNF.chunk(2, dim=-1)
