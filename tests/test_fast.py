@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -315,6 +319,25 @@ def test_a_batch_of_many_passes_is_in_order(monkeypatch):
     with torch.no_grad():
         torch.testing.assert_close(ours(x), model(x), rtol=1e-4, atol=1e-4)
         assert sizes == [3, 3, 1] or max(sizes) <= 3
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the rule is glibc's")
+def test_passes_reuse_their_memory():
+    """In a process of its own, whose largest block so far is small; a block is what a pass of many tokens frees."""
+    script = """
+import resource, torch
+from minivit.fast import keep_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        blocks = [torch.ones(2**20) for _ in range(4)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+keep_memory(); faults(); print(faults())
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 1000  # of 8 * 4 * 1024 pages
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", pytest.param("int8", marks=needs_int8)])
