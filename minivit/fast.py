@@ -1,12 +1,13 @@
 """The fastest equal of a loaded model on this machine. The readable modules stay as they are and remain the reference.
 
-Four things make the difference; in exact arithmetic none of them changes a number:
+Five things make the difference; in exact arithmetic none of them changes a number:
 
 1. Every weight is laid out once as oneDNN's matrix product wants it; `F.linear` does that, or without, at every call.
 2. GELU is applied, and the residual added, while a product is still in registers. Layer scale becomes a factor of the
    weights before it, and 1 / sqrt(K) of the queries' weights.
 3. Attention is the faster of SDPA and two batched products, as it was measured: see `attend_fast`.
 4. Where the head reads the first tokens only, the last block works out only those.
+5. The memory of one pass serves the next: see `keep_memory`.
 
 The operators behind 1 and 2 are private to PyTorch (`torch.ops.mkldnn`, `torch.ops.onednn`). Their results are
 compared with the plain path, at the model's own sizes, before they are used; where one is missing or wrong the plain
