@@ -406,11 +406,10 @@ def table(workers: list[Worker], size: str, dtype: str, batch: int, peak: float 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    listed = lambda text: text.split(",")  # noqa: E731
-    parser.add_argument("--sizes", type=listed, default=["B/16"], help=f"of {', '.join(SIZES)} (B/16)")
-    parser.add_argument("--dtypes", type=listed, default=["float32", "bfloat16", "int8"], help="float32,bfloat16,int8")
+    parser.add_argument("--sizes", type=listed(*SIZES), default=["B/16"], help=f"of {', '.join(SIZES)} (B/16)")
+    parser.add_argument("--dtypes", type=listed(*LIMITS), default=[*LIMITS], help=",".join(LIMITS))
     parser.add_argument("--batches", type=lambda text: [int(b) for b in text.split(",")], default=[1, 8], help="1,8")
-    parser.add_argument("--only", type=listed, help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--only", type=listed(*ARMS), help=f"of {', '.join(ARMS)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of an arm in a round (1)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every arm")
@@ -432,6 +431,18 @@ def main() -> None:
             results.append(compare(folder, size, dtype, args))
     if args.json:
         args.json.write_text(json.dumps({"machine": machine(), "results": results}) + "\n")
+
+
+def listed(*known: str) -> Callable[[str], list[str]]:
+    """A reader of names between commas, each of which must be known."""
+
+    def read(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is none of {', '.join(known)}")
+        return names
+
+    return read
 
 
 def machine() -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The fastest equal of a loaded model on this machine. The readable modules stay as they are and remain the reference.
 
-Four things make the difference; in exact arithmetic none of them changes a number:
+Five things make the difference; in exact arithmetic none of them changes a number:
 
 1. Every weight is laid out once as oneDNN's matrix product wants it; `F.linear` does that, or without, at every call.
 2. GELU is applied, and the residual added, while a product is still in registers. Layer scale becomes a factor of the
    weights before it, and 1 / sqrt(K) of the queries' weights.
 3. Attention is the faster of SDPA and two batched products, as it was measured: see `attend_fast`.
 4. Where the head reads the first tokens only, the last block works out only those.
+5. The memory of one pass serves the next: see `keep_memory`.
 
 The operators behind 1 and 2 are private to PyTorch (`torch.ops.mkldnn`, `torch.ops.onednn`). Their results are
 compared with the plain path, at the model's own sizes, before they are used; where one is missing or wrong the plain
@@ -34,6 +35,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64", "int8")
 TOKENS_THAT_PAY = 1000  # see `pays`
 TOKENS_AT_ONCE = 2048  # of one pass through the blocks: more gained nothing and cost memory
 INT8_TOKENS_AT_ONCE = 1024  # between the products of int8 stand float32 numbers, more of them
+KEPT_BYTES = 31 * 2**20  # see `keep_memory`
 READ_ROWS = {"cls": 1, "cls&dist": 2}  # pooling -> how many of the first tokens the head reads; others read all
 
 
@@ -123,9 +125,14 @@ def quantise(x: Tensor) -> tuple[Tensor, float]:
 
 
 def attend_products(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """Attention as two batched matrix products, without a detour by float32: the probabilities are kept as q is."""
-    logits_BANM = q @ k.transpose(-2, -1)
-    return (logits_BANM if scale == 1 else logits_BANM * scale).softmax(dim=-1) @ v
+    """Attention as two batched matrix products, without a detour by float32: the probabilities are kept as q is.
+
+    The rows of each head are brought together first: transposed keys would be copied number by number.
+    """
+    heads = q.shape[:2]
+    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+    logits = torch.bmm(q, k.transpose(1, 2))
+    return torch.bmm((logits if scale == 1 else logits * scale).softmax(dim=-1), v).unflatten(0, heads)
 
 
 def attend_fast(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
@@ -213,12 +220,14 @@ class FastBlock(nn.Module):
         if rope is not None:
             angles = rope[0].to(q.dtype), rope[1].to(q.dtype)
             q, k = rotate(q, angles), rotate(k, angles)
-        if self.own_attend:
-            q = q[:, :, :rows]
-        mix_BANK = self.attend(q, k, v, scale=self.scale)[:, :, :rows]
-        mix_BANK = mix_BANK if self.own_attend else mix_BANK.clone()  # it may be kept, and proj may overwrite it
+        if rows is not None:
+            x = x[:, :rows].contiguous()
+            q = q[:, :, :rows] if self.own_attend else q
+        mix_BANK = self.attend(q, k, v, scale=self.scale)
+        if not self.own_attend:
+            mix_BANK = mix_BANK[:, :, :rows].clone()  # it may be kept, and proj may overwrite it
         # (B, A, N, K) -> (B, N, A, K) -> (B, N, D)
-        x = self.proj(mix_BANK.transpose(1, 2).flatten(2), add=x[:, :rows].contiguous())
+        x = self.proj(mix_BANK.transpose(1, 2).flatten(2), add=x)
         hidden_BNF = self.fc1(self.norm2(x))
         if self.gate is not None:
             gate, value = hidden_BNF.chunk(2, dim=-1)
@@ -270,12 +279,16 @@ class FastViT(ViT):
         """A few pictures at a time, so that what passes from one operator to the next stays small."""
         own = self.patch_embed.weight
         if pixels_BCHW.dtype not in (torch.float32, own.dtype):
-            raise UsageError(f"pixels are {_name(pixels_BCHW.dtype)}; this model takes float32 or {_name(own.dtype)}")
+            takes = " or ".join(dict.fromkeys(["float32", _name(own.dtype)]))
+            raise UsageError(f"pixels are {_name(pixels_BCHW.dtype)}; this model takes {takes}")
         if pixels_BCHW.requires_grad and torch.is_grad_enabled():
             raise UsageError("an optimised model has no gradients; take them of the model it was made from")
         tokens = self.layout_of(pixels_BCHW, resample=resample).count
+        if not len(pixels_BCHW):  # the operators of int8 want at least one
+            return self._in_passes(pixels_BCHW.new_zeros(1, *pixels_BCHW.shape[1:]), resample, answer)[:0]
         passes = max(1, -(-len(pixels_BCHW) * tokens // self.tokens_at_once))
-        with torch.no_grad():
+        # Its dtype is fixed, under autocast too: packed weights go with inputs of their own dtype alone.
+        with torch.no_grad(), torch.autocast(own.device.type, enabled=False):
             parts = [self.step(pixels.to(own.dtype), resample, answer) for pixels in pixels_BCHW.chunk(passes)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -294,6 +307,10 @@ class FastViT(ViT):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: what is packed is no checkpoint."""
         raise UsageError("an optimised model cannot be saved; save the model it was made from")
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: packed weights cannot be replaced."""
+        raise UsageError("an optimised model takes no other weights; load them into the model, then optimize it again")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise UsageError("an optimised model cannot be copied or pickled; optimize the model it was made from again")
@@ -385,6 +402,8 @@ def optimize(
         if why := fault(PackedProduct, model, kind, limit):
             make, paths = PlainProduct, {"products": f"plain: {why}"}
         make_qkv = make
+    if weight.device.type == "cpu":
+        keep_memory()
     blocks: list[nn.Module] = []
     for i, block in enumerate(model.blocks):
         if why := foreign(block):
@@ -413,6 +432,16 @@ def pays(model: ViT, pictures: int) -> bool:
     """
     on_cpu = type(model) is ViT and model.patch_embed.weight.device.type == "cpu"
     return on_cpu and pictures * model.config.layout.count >= TOKENS_THAT_PAY
+
+
+def keep_memory() -> None:
+    """Let glibc keep up to 62 MiB that a pass has freed for the next one, instead of handing it back every time.
+
+    Whoever takes it from the system anew pays a page fault for every 4 KiB. glibc (malloc/malloc.c, dynamic mmap
+    threshold) keeps twice as much as the largest block of up to 32 MiB that was ever freed, and by itself that is what
+    loading happened to free: little for a small model. Other allocators lose nothing: no page is touched.
+    """
+    torch.empty(KEPT_BYTES, dtype=torch.uint8)
 
 
 def fault(kind: Callable[..., Product], model: ViT, dtype: torch.dtype, limit: float) -> str | None:
@@ -445,8 +474,8 @@ def foreign(block: nn.Module) -> str | None:
             continue
         if type(module) not in PARTS.get(name, ()):
             return f"{name or 'it'} is a {type(module).__name__}"
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            return f"{name or 'it'} has a hook or a forward of its own"
+        if module._forward_hooks or module._forward_pre_hooks or {"forward", "split"} & vars(module).keys():
+            return f"{name or 'it'} has a hook or a method of its own"
     return None
 
 
