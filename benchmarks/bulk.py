@@ -3,7 +3,7 @@
     python benchmarks/bulk.py speed [--batch 8] [--images 32] [--rounds 3] [--size B/16] [--json FILE]
     python benchmarks/bulk.py memory [--files 1000,100000]
     python benchmarks/bulk.py first [--files 100000]
-    python benchmarks/bulk.py faults [--kills 20]
+    python benchmarks/bulk.py faults [--kills 20] [--signal SIGKILL] [--names labels.jsonl,vectors.npy]
 
 `speed` classifies generated JPEG photos of 500 x 400, decoding included, with one set of random weights in
 every arm; the best classes must agree before anything is timed, and the arms are interleaved, round by round:
@@ -14,8 +14,9 @@ every arm; the best classes must agree before anything is timed, and the arms ar
     pipeline     transformers' image-classification pipeline over the list of paths
 
 `memory` is the peak resident size of `minivit classify FOLDER -o FILE.jsonl` with a tiny model on many small
-files; `first` the time from starting that command to its first record. `faults` kills a run again and again, at
-random moments, goes on with --resume each time, and compares what comes out with a run that was left alone.
+files; `first` the time from starting that command to its first record. `faults` kills a run again and again, each
+time after a random number of new records, so that every kill lands in mid-run. What is there then must be a
+beginning of what a run that was left alone wrote; --resume goes on, and the files at the end must be equal.
 Needs: pip install '.[test]'.
 """
 
@@ -36,6 +37,8 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+
+from minivit.weights.shards import read_npy_header
 
 
 def make_photos(folder: Path, count: int) -> list[str]:
@@ -235,48 +238,76 @@ def first(args: argparse.Namespace, scratch: Path) -> None:
 
 
 def faults(args: argparse.Namespace, scratch: Path) -> None:
-    """SIGKILL and SIGINT at random moments, then --resume: the bytes of a run that was left alone."""
+    """Kill a run each time it has written a random number of records more, check what it left, go on with --resume."""
     folder = make_files(scratch, 4000)
     chance = random.Random(0)
-    for sign, name in (
-        (signal.SIGKILL, "labels.jsonl"),
-        (signal.SIGKILL, "vectors.npy"),
-        (signal.SIGINT, "labels.jsonl"),
-    ):
+    for name in args.names.split(","):
+        verb = "classify" if name.startswith("labels") else "embed"
         whole, out = scratch / f"whole-{name}", scratch / name
         for path in (whole, out, Path(f"{whole}.jsonl"), Path(f"{out}.jsonl")):
             path.unlink(missing_ok=True)
         shutil.rmtree(f"{out}.partial", ignore_errors=True)
-        verb = "classify" if name.startswith("labels") else "embed"
-        alone = command(scratch, folder, "-b", "8", "-o", str(whole), verb=verb)
-        started = time.perf_counter()
-        subprocess.run(alone, check=True)
-        seconds = time.perf_counter() - started
-        grown: list[int] = []
-        ended = 0
-        while len(grown) < args.kills:
-            process = subprocess.Popen(
-                command(scratch, folder, "-b", "8", "-o", str(out), "--resume", verb=verb), stderr=subprocess.DEVNULL
-            )
-            try:
-                process.wait(chance.uniform(0.2, 1) * seconds)
-                ended += 1
-                for path in (out, Path(f"{out}.jsonl")):
-                    path.unlink(missing_ok=True)
-                continue
-            except subprocess.TimeoutExpired:
-                process.send_signal(sign)
-                process.wait()
-            journal = Path(f"{out}.partial/records.jsonl") if verb == "embed" else out
-            lines = journal.read_bytes().split(b"\n")[:-1] if journal.exists() else []
-            for line in lines:
-                json.loads(line)
-            grown.append(len(lines))
-        subprocess.run(command(scratch, folder, "-b", "8", "-o", str(out), "--resume", verb=verb), check=True)
-        files = ["", ".jsonl"] if verb == "embed" else [""]
+        subprocess.run(command(scratch, folder, "-o", str(whole), verb=verb), check=True)
+        resumed = command(scratch, folder, "-o", str(out), "--resume", verb=verb)
+        growing = Growing(out, whole, scratch)
+        grown = [0]
+        for left in range(args.kills, 0, -1):
+            step = 2 * (4000 - grown[-1]) // (left + 2)
+            with subprocess.Popen(resumed, stderr=subprocess.DEVNULL) as process:
+                if not growing.wait(grown[-1] + chance.randint(1, max(1, step)), process):
+                    raise SystemExit(f"{name}: ended before kill {len(grown)}; begin again")
+                process.send_signal(getattr(signal, args.signal))
+            if process.returncode not in (-signal.SIGKILL, 130):
+                raise SystemExit(f"{name}: kill {len(grown)} came after the end: {process.returncode}")
+            grown.append(growing.check())
+        subprocess.run(resumed, check=True)
+        files = ["", ".jsonl"] if out.suffix == ".npy" else [""]
         same = all(Path(f"{out}{end}").read_bytes() == Path(f"{whole}{end}").read_bytes() for end in files)
-        print(f"{sign.name} {len(grown)} times, {name}: whole lines after each {grown}")
-        print(f"  {ended} runs ended before that and were begun again; the file is {'equal' if same else 'DIFFERENT'}")
+        print(f"{args.signal} {args.kills} times, {name}: records after each {grown[1:]} of 4000, each a valid prefix")
+        print(f"  resumed to its end, the file is {'equal' if same else 'DIFFERENT'}", flush=True)
+
+
+class Growing:
+    """What a run has written so far, beside the records and vectors of one that was left alone."""
+
+    def __init__(self, out: Path, whole: Path, scratch: Path):
+        self.lines, self.vectors = out, None
+        expected = whole
+        if out.suffix != ".jsonl":
+            self.lines, self.vectors = Path(f"{out}.partial/records.jsonl"), Path(f"{out}.partial/vectors.npy")
+            whole = scratch / "whole-vectors.npy"  # the records and rows are those of every store
+            if not whole.exists():
+                subprocess.run(command(scratch, scratch / "files-4000", "-o", str(whole), verb="embed"), check=True)
+            expected = Path(f"{whole}.jsonl")
+        self.whole, self.rows = expected.read_bytes(), whole.read_bytes() if self.vectors else b""
+
+    def wait(self, records: int, process: subprocess.Popen) -> bool:
+        """Until so many records are there; False when the process ends before."""
+        seen = offset = 0
+        while process.poll() is None:
+            if self.lines.exists():
+                with self.lines.open("rb") as file:
+                    file.seek(offset)
+                    block = file.read()
+                seen, offset = seen + block.count(b"\n"), offset + len(block)
+                if seen >= records:
+                    return True
+            time.sleep(0.0005)
+        return False
+
+    def check(self) -> int:
+        """How many records there are; SystemExit where they, or their vectors, are no beginning of the whole."""
+        there = self.lines.read_bytes()
+        count = there.count(b"\n")
+        if not self.whole.startswith(there):
+            raise SystemExit(f"{self.lines}: no beginning of the whole")
+        if self.vectors:
+            with self.vectors.open("rb") as file:
+                (rows, width), dtype = read_npy_header(file)
+                start, rest = file.tell(), file.read()
+            if not (count <= rows <= len(rest) // (width * dtype.itemsize) and self.rows[start:].startswith(rest)):
+                raise SystemExit(f"{self.vectors}: no beginning of the whole")
+        return count
 
 
 def main() -> None:
@@ -284,6 +315,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("speed", "memory", "first", "faults"))
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--signal", default="SIGKILL", choices=("SIGKILL", "SIGINT"))
+    names = "labels.jsonl,vectors.npy,vectors.safetensors,vectors.parquet,vectors.jsonl"
+    parser.add_argument("--names", default=names, help="files to write; labels of classify, vectors of embed")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from minivit.bulk import Item, answer_all
 from minivit.errors import CheckpointError, UsageError, WriteError
 from minivit.fast import optimize
 from minivit.predict import classifier, embedder, embedding_shape, image_spec_of, picture_model
+from minivit.preprocess import IMAGE_SUFFIXES
 from minivit.records import fingerprint, record
 from minivit.stores import import_pyarrow, parquet_schema, parquet_table, vector_bytes
 from minivit.weights import load
@@ -52,7 +54,7 @@ def start(address: str | None, *, quiet: bool = True) -> Any:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = not quiet
     if quiet:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error comes as one line of ours
     return ray
 
 
@@ -62,6 +64,22 @@ def chunks(paths: Iterable[str], batch_size: int) -> Iterator[dict[str, Any]]:
     while some := list(islice(paths, size)):
         yield {"start": start, "count": len(some), "paths": list(map(os.fsencode, some))}
         start += len(some)
+
+
+def read(addresses: list[str]) -> Any:
+    """The pictures under addresses that pyarrow or Ray can read, s3://bucket/photos, as a data set for `run`.
+
+    Raises:
+        UsageError: they cannot be listed, or there is no picture among them.
+    """
+    import ray
+
+    try:
+        suffixes = [suffix[1:] for suffix in sorted(IMAGE_SUFFIXES)]
+        return ray.data.read_binary_files(addresses, include_paths=True, file_extensions=suffixes)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"{', '.join(addresses)}: Ray finds no pictures there ({reason})") from None
 
 
 def run(
@@ -79,7 +97,8 @@ def run(
         {"records": how many, "failed": of them, those with an error}, counted in what was written.
 
     Raises:
-        WriteError: what was written is not one record for every input.
+        UsageError: `out` cannot be made.
+        WriteError: Ray gave up, or what was written is not one record for every input.
     """
     import ray
     from ray.data import ActorPoolStrategy
@@ -109,21 +128,32 @@ def run(
         compute=ActorPoolStrategy(size=workers),
         **resources,
     )
-    answered.write_parquet(str(out))
+    out = Path(out).absolute()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror})") from None
+    try:
+        answered.write_parquet(str(out))
+    except ray.exceptions.RayError as error:
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        raise WriteError(f"{out}: is not complete, remove it; the cluster gave up: {reason.strip()}") from None
     expected = dataset.sum("count") if chunked else dataset.count()
-    return _count(Path(out), int(expected or 0), chunked)
+    return _count(out, int(expected or 0), chunked)
 
 
 class Worker:
     """What an actor does: holds the model, turns pictures into rows.
 
     Args:
-        job: {"model", "revision", "family", "dtype"}: as `load` takes them; "constant": the fields all records
-            share, which say whether the fast path runs; "batch_size"; "readers"; and either "top_k" or "pool",
-            "layer" and "norm".
+        job: {"model", "revision", "family", "dtype"}: as `load` takes them; "folder": where relative paths begin,
+            on a node that has it; "constant": the fields all records share, which say whether the fast path runs;
+            "batch_size"; "readers"; and either "top_k" or "pool", "layer" and "norm".
     """
 
     def __init__(self, job: dict[str, Any]):
+        with suppress(OSError):
+            os.chdir(job["folder"])
         dtype = getattr(torch, job["dtype"])
         constant = job["constant"]
         loaded = load(

@@ -13,14 +13,21 @@ from typing import Any, NamedTuple
 from minivit.errors import UsageError, WriteError
 
 HEAD = b'{"schema": 1, "path": "'  # how every line begins
+_HELD = 2**26  # bytes of changed lines held before the journal is written anew
 
 
 class Known(NamedTuple):
-    """One record of an earlier run."""
+    """What of a record says whether it still holds; texts as `utf8` has them, because not every file holds others."""
 
     path: str
     sha256: str | None
-    failed: bool
+    error: str | None  # its message
+
+    @classmethod
+    def of(cls, item: dict[str, Any]) -> Known:
+        """That of a record, just made or read back."""
+        message = item["error"]["message"] if "error" in item else None
+        return cls(utf8(item["path"]), item.get("sha256"), message and utf8(message))
 
 
 class Appender:
@@ -109,7 +116,9 @@ class Journal:
         except UsageError:
             self.file.close()
             raise
-        self.changed: dict[int, bytes] = {}  # lines that differ from what stands there, until they are written
+        # Lines that differ from what stands there, until they are written: at the end, or when they become many.
+        self.changed: dict[int, bytes] = {}
+        self.held = 0  # bytes of them
 
     def known(self) -> Iterator[Known]:
         """What is there already, in order, read as it is asked for; raises UsageError where it is of another run."""
@@ -120,16 +129,17 @@ class Journal:
                 item = _parse(line)
                 if item is None:
                     raise UsageError(f"{self.path}: line {number} is no record of minivit")
-                for key, value in self.constant.items():
-                    if item.get(key) != value:
-                        raise UsageError(f"{self.path}: of another run, {_difference(key, item.get(key), value)}")
-                yield Known(item["path"], item.get("sha256"), "error" in item)
+                check_run(self.path, item, self.constant)
+                yield Known.of(item)
 
     def put(self, index: int, item: dict[str, Any]) -> None:
         """Write record `index`: behind the last one, or in the place of one whose picture has changed."""
         line = encode(item).encode()
         if index < self.count:
             self.changed[index] = line
+            self.held += len(line)
+            if self.held > _HELD:
+                self._replace_changed()
         else:
             self._replace_changed()
             self.file.append(line)
@@ -162,6 +172,7 @@ class Journal:
             temporary.unlink(missing_ok=True)
             raise
         self.changed.clear()
+        self.held = 0
         self.file.close()
         new.path = self.file.path
         self.file = new
@@ -198,9 +209,18 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return item if isinstance(item, dict) and isinstance(item.get("path"), str) else None
 
 
-def _difference(key: str, there: Any, now: Any) -> str:
-    """What two runs do not share, as words: the first setting of `run` that differs, or the whole field."""
-    if isinstance(there, dict) and isinstance(now, dict):
-        key = next(name for name in {**now, **there} if there.get(name) != now.get(name))
-        there, now = there.get(key), now.get(key)
-    return f"with {key} {there}; this one has {key} {now}"
+def check_run(path: Path, there: dict[str, Any], constant: dict[str, Any]) -> None:
+    """Refuse what is of another run: UsageError names the first field, or setting of `run`, that differs."""
+    for key, now in constant.items():
+        before = there.get(key)
+        if before == now:
+            continue
+        if isinstance(before, dict) and isinstance(now, dict):
+            key = next(name for name in {**now, **before} if before.get(name) != now.get(name))
+            before, now = before.get(key), now.get(key)
+        raise UsageError(f"{path}: of another run, with {key} {before}; this one has {key} {now}")
+
+
+def utf8(text: str) -> str:
+    """A file name as text that every file can hold: bytes that are no UTF-8 are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import ctypes
 import json
 import math
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 
 from minivit.errors import UsageError, WriteError
-from minivit.journal import Appender, Journal, Known
+from minivit.journal import Appender, Journal, Known, check_run, utf8
+from minivit.weights.shards import read_npy_header
 
 SUFFIXES = (".npy", ".safetensors", ".parquet")
 _SHARED = ("schema", "model", "revision", "device", "run")  # fields that every record of a run has in common
@@ -32,8 +32,8 @@ class StoreWriter:
 
     While it grows, a store is the folder PATH.partial: `records.jsonl`, a Journal, and `vectors.npy`, whose row i
     is that of line i and is written before it. Both are valid at any moment, so a kill loses nothing. `finish`
-    makes of them, in one pass, the file that was asked for, and puts it in its place in one step. A picture that
-    could not be read has a row of NaN.
+    makes of them, in one pass, the file that was asked for, and puts it in its place in one step; only then the
+    folder goes. A picture that could not be read has a row of NaN.
 
     | file | vectors | records |
     |---|---|---|
@@ -67,24 +67,30 @@ class StoreWriter:
         if self.path.suffix == ".parquet":
             import_pyarrow()
         self.journal: Journal | None = None
-        if self.path.exists() and not self.partial.exists():
-            if not resume:
-                raise UsageError(f"{path}: is there already; remove it, or name another file")
-            return
+        if self.path.exists() and resume:
+            return  # finished, though a kill may have left a part of the folder it grew in
         if self.partial.exists() and not resume:
-            raise UsageError(f"{self.partial}: is there from an interrupted run; --resume continues it, or remove it")
+            raise UsageError(f"{self.partial}: another run began it; --resume continues it, or remove it")
+        beside = [Path(f"{path}.jsonl")] if self.path.suffix == ".npy" else []
+        for there in (self.path, *beside):
+            if there.exists() and not self.partial.exists():
+                raise UsageError(f"{there}: is there already; remove it, or name another file")
         try:
             self.partial.mkdir(exist_ok=True)
         except OSError as error:
             raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
         self.journal = Journal(self.partial / "records.jsonl", constant, resume=resume)
         self.vectors = Appender(self.partial / "vectors.npy")
-        end = _NPY_HEADER + self.journal.count * self.row
-        if self.journal.count and self.vectors.size < end:
-            raise UsageError(f"{self.partial}: has fewer vectors than records; remove it and start again")
-        self.vectors.truncate(end if self.journal.count else 0)
-        if not self.vectors.size:
-            self.vectors.append(npy_header(0, shape, dtype))
+        try:
+            next(self.journal.known(), None)  # of another run, nothing is cut off
+            count, end = self.journal.count, _NPY_HEADER + self.journal.count * self.row
+            if count and self.vectors.size < end:
+                raise UsageError(f"{self.partial}: has fewer vectors than records; remove it and start again")
+            self.vectors.put(npy_header((count, *shape), dtype), 0)
+            self.vectors.truncate(end)
+        except BaseException:
+            self.close()
+            raise
 
     def known(self) -> Iterator[Known]:
         """What is there already, as Journal.known."""
@@ -92,11 +98,9 @@ class StoreWriter:
             yield from self.journal.known()
             return
         store = open_store(self.path)
-        for key, value in self.constant.items():
-            if store.constant.get(key) != value:
-                raise UsageError(f"{self.path}: of another run, with {key} {store.constant.get(key)}")
+        check_run(self.path, store.constant, self.constant)
         for records, _ in store.pieces:
-            yield from (Known(item["path"], item.get("sha256"), "error" in item) for item in records)
+            yield from map(Known.of, records)
 
     def put(self, index: int, item: dict[str, Any]) -> None:
         """Write record `index` with its "embedding", a tensor of `shape`, or without, as an error has none."""
@@ -110,15 +114,18 @@ class StoreWriter:
             self.vectors.put(data, _NPY_HEADER + index * self.row)
         else:
             self.vectors.append(data)
-            self.vectors.put(npy_header(index + 1, self.shape, self.dtype), 0)
+            self.vectors.put(npy_header((index + 1, *self.shape), self.dtype), 0)
         self.journal.put(index, item)
 
     def finish(self, total: int) -> None:
         """Make the file that was asked for out of `total` rows, and remove the folder it grew in."""
         if self.journal is None:
+            held = sum(len(records) for records, _ in open_store(self.path).pieces)
+            if held > total:
+                raise UsageError(f"{self.path}: has {held} records, but there are only {total} inputs")
+            shutil.rmtree(self.partial, ignore_errors=True)
             return
         self.journal.finish(total)
-        self.close()
         temporary = self.partial / f"finished{self.path.suffix}"
         try:
             if self.path.suffix == ".npy":
@@ -147,7 +154,7 @@ class StoreWriter:
             yield from map(json.loads, file)
 
     def _write_safetensors(self, path: Path, total: int) -> None:
-        """The format as https://huggingface.co/docs/safetensors describes it; the library holds all it writes."""
+        """The format as https://huggingface.co/docs/safetensors describes it; the library shuffles the metadata."""
         lines = self.partial / "finished.jsonl"
         with lines.open("wb") as file:
             for item in self._lines():
@@ -177,9 +184,9 @@ class StoreWriter:
                 writer.write_table(parquet_table(records, piece, schema))
 
 
-def npy_header(rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
-    """The header of an .npy file, version 1.0 (NumPy's numpy/lib/format.py), padded to a fixed length."""
-    text = f"{{'descr': '{_DTYPES[dtype][0]}', 'fortran_order': False, 'shape': {(rows, *shape)}, }}"
+def npy_header(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
+    """The header of an .npy file of floats, version 1.0 (NumPy's numpy/lib/format.py), padded to a fixed length."""
+    text = f"{{'descr': '{_DTYPES[dtype][0]}', 'fortran_order': False, 'shape': {shape}, }}"
     text = text.ljust(_NPY_HEADER - 11) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
@@ -231,14 +238,9 @@ def _chain(first: Any, others: Iterator[Any]) -> Iterator[Any]:
 
 
 def _read_npy(path: Path) -> Iterator[tuple[list[dict[str, Any]], Tensor]]:
-    with path.open("rb") as file:
-        if file.read(8) != b"\x93NUMPY\x01\x00":
-            raise ValueError("not an .npy file, version 1.0")
-        (length,) = struct.unpack("<H", file.read(2))
-        header = ast.literal_eval(file.read(length).decode())
-    dtype = next(dtype for dtype, (name, _) in _DTYPES.items() if name == header["descr"])
-    with Path(f"{path}.jsonl").open("rb") as lines:
-        yield from _mapped(path, 10 + length, header["shape"], dtype, map(json.loads, lines))
+    with path.open("rb") as file, Path(f"{path}.jsonl").open("rb") as lines:
+        shape, dtype = read_npy_header(file)
+        yield from _mapped(path, file.tell(), shape, dtype, map(json.loads, lines))
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[list[dict[str, Any]], Tensor]]:
@@ -342,10 +344,10 @@ def parquet_table(records: list[dict[str, Any]], vectors: bytes | None, schema: 
     Not null: pyarrow before 26 cannot read a Parquet file that has a null among lists of a fixed size.
     """
     pa, _ = import_pyarrow()
-    rows = [{**item, "run": json.dumps(item["run"]), "path": _utf8(item["path"])} for item in records]
+    rows = [{**item, "run": json.dumps(item["run"]), "path": utf8(item["path"])} for item in records]
     for row in rows:
         if "error" in row:
-            row["error"] = {**row["error"], "message": _utf8(row["error"]["message"])}
+            row["error"] = {**row["error"], "message": utf8(row["error"]["message"])}
     columns = []
     for column in schema:
         if column.name == "embedding" and vectors is not None:
@@ -366,11 +368,6 @@ def _fixed(data: bytes, kind: Any) -> Any:
     for outer in reversed(kinds):
         values = pa.FixedSizeListArray.from_arrays(values, type=outer)
     return values
-
-
-def _utf8(text: str) -> str:
-    """A file name as text that Parquet can hold: bytes that are no UTF-8 are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _from_columns(row: dict[str, Any]) -> dict[str, Any]:
@@ -417,8 +414,8 @@ def nearest(query: Tensor, store: Store, k: int) -> list[tuple[float, dict[str, 
             raise UsageError(f"the query is a vector of {tuple(query.shape)}, the store has {tuple(vectors.shape[1:])}")
         cosines = torch.nn.functional.normalize(vectors.double(), dim=-1) @ query
         cosines = cosines.nan_to_num(nan=-math.inf)
-        scores, rows = cosines.topk(min(k, len(cosines)))
-        found = zip(scores.tolist(), rows.tolist(), strict=True)
+        scores, rows = cosines.sort(descending=True, stable=True)
+        found = zip(scores[:k].tolist(), rows[:k].tolist(), strict=True)
         best += [(score, start + row, records[row]) for score, row in found if score > -math.inf]
         best = sorted(best, key=lambda one: (-one[0], one[1]))[:k]
         start += len(records)

@@ -19,12 +19,14 @@ import torch
 from PIL import Image
 
 import minivit
+from minivit import stores
 from minivit.bulk import Item, answer_all, read_ahead
 from minivit.cli import main
 from minivit.cli.inputs import find_pictures, natural
 from minivit.errors import ImageError, UsageError
+from minivit.journal import Journal
 from minivit.predict import image_spec_of
-from minivit.stores import open_store
+from minivit.stores import Store, nearest, open_store
 
 SUFFIXES = (".jsonl", ".npy", ".safetensors", ".parquet")
 
@@ -209,6 +211,27 @@ def test_a_link_to_itself_does_not_hide_its_folder(tmp_path):
     assert found == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
 
 
+def test_a_pattern_follows_no_links_to_folders(tmp_path, monkeypatch):
+    """glob would walk two loops 2 ** 40 times."""
+    deep = tmp_path / "a" / "b"
+    deep.mkdir(parents=True)
+    for name in ("x", "y"):
+        (deep / name).symlink_to(tmp_path)
+    for path in (tmp_path / "1.png", deep / "2.png", tmp_path / ".hidden.png"):
+        path.touch()
+    monkeypatch.chdir(tmp_path)
+    both = ["1.png", "a/b/2.png"]
+    for pattern, expected in (
+        ("**/*.png", both),
+        ("**", both),
+        (f"{tmp_path}/**", [str(tmp_path / name) for name in both]),
+        ("*/**/2.png", ["a/b/2.png"]),
+        ("*", ["1.png"]),
+        ("b*/**", ["b*/**"]),
+    ):
+        assert [name for name, _ in find_pictures([pattern], recursive=False)] == expected
+
+
 def test_a_pipe_among_the_pictures_is_refused_not_waited_for(capsys, model, tmp_path):
     os.mkfifo(tmp_path / "1.png")
     code, out, _ = run(capsys, "classify", str(tmp_path), "-m", model, "--jsonl")
@@ -321,6 +344,104 @@ def test_a_run_killed_at_random_points_and_resumed_equals_one_that_was_not(capsy
         assert not Path(f"{out}.partial").exists()
 
 
+class Killed(BaseException):
+    """A process that ends here."""
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES[1:])
+@pytest.mark.parametrize("point", ["first replace", "last replace", "rmtree", "in the midst of rmtree"])
+def test_a_kill_while_a_store_is_finished_loses_nothing(capsys, model, folder, tmp_path, monkeypatch, suffix, point):
+    expected = whole_run(capsys, model, folder, tmp_path / f"whole{suffix}")
+    out = tmp_path / f"vectors{suffix}"
+    calls = []
+    with monkeypatch.context() as patch:
+        replace, rmtree = Path.replace, stores.shutil.rmtree
+
+        def replace_or_not(self, target):
+            calls.append(target)
+            if point == "first replace" or (point == "last replace" and target == out):
+                raise Killed
+            return replace(self, target)
+
+        def rmtree_or_not(path):
+            if point == "in the midst of rmtree":
+                (path / "records.jsonl").unlink()
+            raise Killed
+
+        patch.setattr(Path, "replace", replace_or_not)
+        patch.setattr(stores.shutil, "rmtree", rmtree_or_not)
+        with pytest.raises(Killed):
+            whole_run(capsys, model, folder, out)
+    assert calls
+    assert stores.shutil.rmtree is rmtree
+    assert whole_run(capsys, model, folder, out, "--resume") == expected
+    assert not Path(f"{out}.partial").exists()
+    if suffix == ".npy":
+        assert Path(f"{out}.jsonl").read_bytes() == (tmp_path / "whole.npy.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES[1:])
+def test_a_disk_that_is_full_at_the_end_loses_nothing(capsys, model, folder, tmp_path, monkeypatch, suffix):
+    out = tmp_path / f"vectors{suffix}"
+    expected = whole_run(capsys, model, folder, tmp_path / f"whole{suffix}")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    finish = Journal.finish
+
+    def finish_and_fill(self, total):
+        finish(self, total)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "finish", finish_and_fill)
+        try:
+            code, _, err = run(capsys, "embed", str(folder), "-m", model, "-o", str(out), "-b", "8", "--device", "cpu")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1
+    assert err.count("\n") == 1
+    assert err.endswith(f"; {out}.partial has all of it, --resume tries again\n")
+    assert whole_run(capsys, model, folder, out, "--resume") == expected
+
+
+def test_a_store_of_another_run_is_refused_before_anything_is_cut_off(capsys, model, folder, tmp_path, monkeypatch):
+    out = tmp_path / "vectors.npy"
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.StoreWriter, "finish", lambda self, total: None)
+        run(
+            *(capsys, "embed", str(folder), "-m", model, "-o", str(out), "-b", "8", "--device", "cpu"),
+            *("--pool", "cls+mean"),
+        )
+    before = (tmp_path / "vectors.npy.partial" / "vectors.npy").read_bytes()
+    for pool in ("cls", "tokens"):
+        code, _, err = run(
+            *(capsys, "embed", str(folder), "-m", model, "-o", str(out), "-b", "8", "--device", "cpu"),
+            *("--resume", "--pool", pool),
+        )
+        assert code == 2
+        assert f"of another run, with pool cls+mean; this one has pool {pool}" in err
+        assert (tmp_path / "vectors.npy.partial" / "vectors.npy").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["labels.jsonl", *(f"vectors{suffix}" for suffix in SUFFIXES)])
+def test_what_is_still_unreadable_needs_no_new_answer(capsys, model, tmp_path, name):
+    """No hash to go by, and a name that not every file can hold."""
+    folder, out = tmp_path / "pictures", tmp_path / name
+    make_pictures(folder, 8)
+    (folder / os.fsdecode(b"odd \xff.png")).write_bytes((folder / "0.png").read_bytes())
+    (folder / os.fsdecode(b"gone \xfe.png")).symlink_to("nowhere")
+    before, there = whole_run(capsys, model, folder, out), out.stat()
+    assert whole_run(capsys, model, folder, out, "--resume") == before
+    assert os.path.samestat(there, out.stat()), "nothing is written anew"
+    if name.endswith(".jsonl"):
+        return
+    plain = tmp_path / f"plain{out.suffix}"  # the fast path depends on the number of inputs
+    whole_run(capsys, model, folder, plain, "--no-fast")
+    common = ["-m", model, "-o", str(plain), "-b", "8", "--device", "cpu", "--no-fast", "--resume"]
+    code, _, err = run(capsys, "embed", str(folder / "0.png"), *common)
+    assert code == 2
+    assert "has 10 records, but there are only 1 inputs" in err
+
+
 def test_a_changed_picture_is_answered_anew_and_other_inputs_are_refused(capsys, model, tmp_path):
     folder, out = tmp_path / "pictures", tmp_path / "labels.jsonl"
     make_pictures(folder, 20)
@@ -393,12 +514,13 @@ def command(*arguments: str, **kwargs) -> subprocess.Popen:
 
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_signal_leaves_a_valid_prefix_that_resumes(capsys, model, folder, tmp_path, sign, code):
-    names = [str(folder / f"{i}.png") for i in range(40)] * 10
+    """In mid-run for certain: its list of paths has no end yet."""
+    paths = [str(folder / f"{i}.png") for i in range(40)] * 60
     out = tmp_path / "labels.jsonl"
-    common = ["-m", model, "-o", str(out), "-b", "8", "--device", "cpu"]
-    # The list stays open, so that the run cannot be over before the signal, however late that is.
+    (tmp_path / "list").write_text("\n".join(paths) + "\n")
+    common = ["-m", model, "-o", str(out), "-b", "8", "--device", "cpu", "--no-fast"]
     process = command("classify", "--from-file", "-", *common, stdin=subprocess.PIPE)
-    process.stdin.writelines(f"{name}\n" for name in names)
+    process.stdin.write((tmp_path / "list").read_text())
     process.stdin.flush()
     while not out.exists() or out.stat().st_size < 3000:
         assert process.poll() is None, process.stderr.read()
@@ -408,10 +530,10 @@ def test_a_signal_leaves_a_valid_prefix_that_resumes(capsys, model, folder, tmp_
     assert process.returncode == code
     assert "Traceback" not in err
     there = out.read_bytes()
-    assert run(capsys, "classify", *names, *common, "--resume")[0] == 3
+    assert run(capsys, "classify", "--from-file", str(tmp_path / "list"), *common, "--resume")[0] == 3
     whole = out.read_bytes()
     assert whole.startswith(there[: there.rfind(b"\n") + 1])
-    assert [one["path"] for one in records(out)] == names
+    assert [one["path"] for one in records(out)] == paths
 
 
 def test_a_full_disk_is_one_line_and_the_records_before_it_are_whole(model, folder, tmp_path):
@@ -435,14 +557,35 @@ def test_a_full_disk_is_one_line_and_the_records_before_it_are_whole(model, fold
             _, err = process.communicate(timeout=240)
         assert process.returncode == 1
         assert err == ("minivit: standard output: No space left on device; the records before this one are whole\n")
+        with Path("/dev/full").open("w") as full:
+            process = command("info", model, stdout=full)  # a command that prints
+            _, err = process.communicate(timeout=240)
+        assert process.returncode == 1
+        assert "No space left on device" in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("closed", "code", "out", "err"),
+    [
+        (">&-", 1, "", "minivit: standard output: Bad file descriptor; the records before this one are whole\n"),
+        ("2>&-", 3, '{"schema": 1, "path": "gone.png", ', ""),
+        ("<&- 2>&- -o labels.jsonl", 3, "", ""),
+    ],
+)
+def test_a_stream_that_is_closed_is_no_file_of_ours(model, tmp_path, closed, code, out, err):
+    script = f"'{sys.executable}' -m minivit classify gone.png -m '{model}' --jsonl {closed}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(minivit.__file__).parents[1])}
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, err)
+    assert done.stdout.startswith(out)
+    assert bool(done.stdout) == bool(out)
 
 
 @pytest.mark.parametrize("name", ["labels.jsonl", "vectors.npy"])
 def test_an_output_folder_that_vanishes_is_noticed(capsys, model, folder, tmp_path, monkeypatch, name):
     home = tmp_path / "home"
     home.mkdir()
-    from minivit.journal import Journal
-
     put = Journal.put
 
     def put_and_lose(self, index, item):
@@ -629,3 +772,11 @@ def test_similar_finds_the_same_picture_first_and_refuses_another_model(
     assert "cannot be compared" in err
     (tmp_path / "damaged.npy").write_bytes(b"nothing")
     assert run(capsys, "similar", query, str(tmp_path / "damaged.npy"))[0] == 2
+
+
+def test_of_equal_vectors_the_first_are_found():
+    vectors = torch.tensor([3.0, 4.0]).expand(5000, 2).clone()
+    vectors[7] *= -1
+    records = [{"path": str(i)} for i in range(5000)]
+    found = nearest(torch.tensor([6.0, 8.0]), Store({}, iter([(records, vectors)])), 9)
+    assert [record["path"] for _, record in found] == [*"0123456", "8", "9"]

@@ -30,7 +30,7 @@ from minivit.cli import (
     train,
     verify,
 )
-from minivit.cli.bulk import silence_stdout
+from minivit.cli.bulk import open_closed_streams, silence_stdout
 from minivit.cli.console import say
 from minivit.errors import MinivitError
 
@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_parser(commands)
     args = parser.parse_args(argv)
+    open_closed_streams()
     # minivit needs no NumPy, and torch does without, but says so each time it is imported.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     try:
@@ -80,5 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if sys.flags.dev_mode:
             raise
+        try:
+            sys.stdout.flush()
+        except OSError:  # as on a full disk: it would fail again at the end
+            silence_stdout()
         say(f"unexpected failure: {type(error).__name__}: {error} (python -X dev -m minivit ... shows where)")
         return 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -388,15 +387,11 @@ def write_text(maps: Maps, photo: Any, box: Any, args: argparse.Namespace) -> No
 
 
 def write_npy(path: str, values: Tensor) -> None:
-    """A float tensor as a NumPy file, format version 1.0 (numpy/lib/format.py), without NumPy."""
+    """A float tensor as a NumPy file of at least float32."""
     import torch
 
-    values = values.detach().cpu().to(torch.promote_types(values.dtype, torch.float32)).contiguous()
-    kind = ("<f" if sys.byteorder == "little" else ">f") + str(values.itemsize)
-    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {tuple(values.shape)}, }}"
-    # Magic, version and length take 10 bytes; the whole is padded to 64 and ends in a newline.
-    header += " " * (-(10 + len(header) + 1) % 64) + "\n"
-    numbers = bytes(values.view(torch.uint8).flatten().tolist())
-    length = len(header).to_bytes(2, "little")
+    from minivit.stores import npy_header, vector_bytes
+
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
     with writing(path):
-        Path(path).write_bytes(b"\x93NUMPY\x01\x00" + length + header.encode("latin1") + numbers)
+        Path(path).write_bytes(npy_header(tuple(values.shape), values.dtype) + vector_bytes(values))

@@ -90,8 +90,10 @@ def check_engine(args: argparse.Namespace) -> None:
             raise UsageError("--engine ray answers with the checkpoint's own classes; --labels is for --engine local")
         if not args.out or args.resume:
             raise UsageError(
-                "--engine ray writes a new folder of Parquet shards: name it with -o FOLDER, without --resume"
+                "--engine ray writes a new folder of Parquet shards, which is not resumed: name it with -o FOLDER"
             )
+        if "://" in args.out:
+            raise UsageError(f"-o {args.out}: the shards are counted when all is done; name a folder all nodes share")
         if Path(args.out).exists():
             raise UsageError(f"-o {args.out}: is there already; the Ray engine writes a new folder")
         if "-" in args.images:
@@ -101,19 +103,19 @@ def check_engine(args: argparse.Namespace) -> None:
 def answer_on_ray(args: argparse.Namespace, found: Iterator[Found], constant: dict[str, Any], **answer: Any) -> int:
     """Every picture found through the Ray engine into the folder -o; returns the exit code.
 
-    Inputs with a scheme, such as s3://bucket/photos, are listed and read by Ray.
+    Inputs with a scheme, such as s3://bucket/photos, are listed and read by Ray: what has a picture's suffix.
 
     Args:
         answer: what the workers answer with: top_k, or pool, layer and norm.
     """
     from minivit import distributed
 
-    ray = distributed.start(args.address, quiet=args.no_progress or not sys.stderr.isatty())
     remote = [name for name in args.images if "://" in name]
     if remote and len(remote) < len(args.images):
         raise UsageError("--engine ray reads local pictures or addresses such as s3://..., not both in one run")
+    ray = distributed.start(args.address, quiet=args.no_progress or not sys.stderr.isatty())
     if remote:
-        dataset = ray.data.read_binary_files(remote, include_paths=True)
+        dataset = distributed.read(remote)
     else:
         names = (name for name, _ in found)
         dataset = ray.data.from_items(list(distributed.chunks(names, constant["run"]["batch_size"])))
@@ -122,6 +124,7 @@ def answer_on_ray(args: argparse.Namespace, found: Iterator[Found], constant: di
         "revision": constant["revision"] or args.revision,
         "family": args.family,
         "dtype": args.dtype,
+        "folder": str(Path.cwd()),
         "batch_size": constant["run"]["batch_size"],
         "readers": args.readers,
         "constant": constant,
@@ -146,6 +149,7 @@ def answer_inputs(
     the inputs are others, and nothing of what is there is thrown away.
     """
     from minivit.bulk import Item, answer_all
+    from minivit.journal import Known, utf8
     from minivit.predict import image_spec_of
     from minivit.records import record
 
@@ -155,7 +159,7 @@ def answer_inputs(
         known = sink.known()
         for number, (name, picture) in enumerate(found, start=1):
             before = next(known, None)
-            if before is not None and before.path != name:
+            if before is not None and before.path != utf8(name):
                 raise UsageError(
                     f"{args.out}: of other inputs: its record {number} is {before.path}, input {number} is {name}"
                 )
@@ -177,11 +181,12 @@ def answer_inputs(
             for total, result in enumerate(results, start=1):
                 name, before = given.popleft()
                 if result.kept and before is not None:
-                    failed += before.failed
+                    failed += before.error is not None
                 else:
                     item = record(name, result, constant)
-                    sink.put(total - 1, item)
                     failed += "error" in item
+                    if before != Known.of(item):  # what could not be read then and cannot now has no hash to go by
+                        sink.put(total - 1, item)
                 step()
         sink.finish(total)
     except KeyboardInterrupt:
@@ -254,3 +259,13 @@ class Stdout:
 def silence_stdout() -> None:
     """Let what is still buffered go nowhere: it cannot be written, and the interpreter would try again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def open_closed_streams() -> None:
+    """Put something where the shell closed a stream (`>&-`), so that no file of ours gets its number.
+
+    Nothing can be written to standard output then, which is said where it is tried; standard input is empty.
+    """
+    for name, mode, flags in (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode))

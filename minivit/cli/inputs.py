@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from io import BytesIO
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from minivit.cli.console import printable, say
@@ -65,7 +66,7 @@ def find_pictures(arguments: Iterable[str], *, recursive: bool, quiet: bool = Fa
     """(name, picture) for every picture the arguments name, in their order, folders in natural order (2 before 10).
 
     A file named outright is tried whatever it is; of a folder, those with a picture's suffix. A
-    pattern is expanded when no file has that very name. A name that finds nothing is passed on,
+    pattern is expanded, to files, when none has that very name. A name that finds nothing is passed on,
     so that it becomes an error record, and so does a folder that cannot be listed. "-" is one picture
     on standard input. Of a folder only the names are held, one folder at a time.
     """
@@ -82,10 +83,24 @@ def find_pictures(arguments: Iterable[str], *, recursive: bool, quiet: bool = Fa
                 hint = "" if recursive else "; --recursive looks into its folders"
                 say(f"{printable(argument)}: no pictures in this folder{hint}")
         elif not os.path.exists(argument) and glob.has_magic(argument):
-            found_paths = sorted(glob.iglob(argument, recursive=True), key=natural)
-            yield from ((path, path) for path in found_paths or [argument])
+            files = (path for path in _expand(argument) if not os.path.isdir(path))
+            yield from ((path, path) for path in sorted(files, key=natural) or [argument])
         else:
             yield argument, argument
+
+
+def _expand(pattern: str) -> Iterator[str]:
+    """What a pattern matches; like _walk, `**` follows no links to folders, of which glob would walk every loop."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
+        return
+    first = parts.index("**")
+    below = "/".join([*parts[first:], *(["*"] if parts[-1] == "**" else [])])
+    for folder in glob.iglob("/".join(parts[:first]) or ("/" if first else ".")):
+        for path in Path(folder).glob(below):
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+                yield str(path)
 
 
 def natural(name: str) -> tuple[str, str]:
