@@ -123,7 +123,7 @@ def test_what_ray_lists_and_reads_is_embedded_and_searched_as_a_store(cluster, f
     (some / "notes.txt").write_text("no picture")
     out, model = tmp_path / "vectors", str(hf_checkpoint())
     process = start(cluster, "embed", f"file://{some}", "-m", model, "--device", "cpu", "-o", str(out))
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 3, err
     assert main(["similar", str(some / "1.png"), str(out), "-k", "9", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
