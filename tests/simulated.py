@@ -59,8 +59,12 @@ class Machine:
     def open(self, threads: int) -> Iterator[Machine]:
         self.opened += 1
         self.calls = dict.fromkeys(self.takes, 0)
-        self.luck = {name: self.random.gauss(1, self.noise / 2) for name in self.takes}
+        self.luck = {name: self.luck_of(name) for name in self.takes}
         yield self
+
+    def luck_of(self, name: str) -> float:
+        """How many times as long a kernel takes in the process that has just begun."""
+        return self.random.gauss(1, self.noise / 2)
 
     def clock(self) -> float:
         return self.now
