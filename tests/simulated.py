@@ -51,6 +51,7 @@ class Machine:
         self.verdicts: dict[str, Finding] = {}
         self.counters: Callable[[str], Counters] = lambda name: QUIET
         self.crashes: set[str] = set()
+        self.unloadable: set[str] = set()
         self.asked: list[tuple] = []
         self.opened = 0
         self.luck = dict.fromkeys(takes, 1.0)
@@ -76,6 +77,8 @@ class Machine:
         return getattr(self, {"open": "open_cell"}.get(what, what))(*rest)
 
     def load(self, name: str) -> tuple[Finding | None, float]:
+        if name in self.unloadable:
+            raise ChildError("ended itself with exit code 3")
         return None, 0.25
 
     def settled(self) -> tuple[int, list[int]]:
