@@ -133,9 +133,15 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     moved[0] = {**moved[0], "environment": {**ENVIRONMENT, "cpu": "Another"}}
     assert main(["bench", "compare", old, write("d", moved)]) == 2
     capsys.readouterr()
+    (tmp_path / "h").write_text('{"schema": 1, "kind": "model-bench"}\n')
     (tmp_path / "e").write_text('{"schema": 2, "kind": "bench"}\n')
     (tmp_path / "f").write_text("nonsense\n")
-    for name, message in (("e", "schema 2"), ("f", "line 1 is no record"), ("g", "cannot be read")):
+    for name, message in (
+        ("h", "stands by itself"),
+        ("e", "schema 2"),
+        ("f", "line 1 is no record"),
+        ("g", "cannot be read"),
+    ):
         assert main(["bench", "compare", old, str(tmp_path / name)]) == 2
         out, err = capsys.readouterr()
         assert out == "" and message in err and err.count("\n") == 1

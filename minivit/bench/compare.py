@@ -9,6 +9,7 @@ from typing import Any
 from minivit.bench.results import Record, of_kind
 from minivit.bench.stats import benjamini_hochberg, mann_whitney, ratio_between
 from minivit.bench.summary import Series, key_of
+from minivit.errors import UsageError
 
 FALSE_CALLS = 0.05  # of the differences that are called real
 FINGERPRINT = ("torch", "cpu", "cpu_capability", "cores", "device", "gpu", "gpu_capability", "cuda")
@@ -35,7 +36,7 @@ class Change:
 
 def differences(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
     """What of the machine and its software is not the same; times of different machines say nothing of a kernel."""
-    (before,), (after,) = ([r["environment"] for r in of_kind(records, "bench")] for records in (old, new))
+    before, after = (of_kind(records, "bench")[0]["environment"] for records in (old, new))
     return [
         f"{name} {before.get(name)} -> {after.get(name)}" for name in FINGERPRINT if before.get(name) != after.get(name)
     ]
@@ -47,7 +48,14 @@ def compare(old: Sequence[Record], new: Sequence[Record], *, fail_on: float) -> 
     A row is slower when the test calls it different among all rows (q of at most 0.05), when the whole interval, over
     blocks and over processes, lies above 1 + fail_on, and when the difference is larger than what either run saw
     between equal arms; faster likewise.
+
+    Raises:
+        UsageError: one of them is no run of `bench run`.
     """
+    if not all(of_kind(records, "bench") for records in (old, new)):
+        raise UsageError(
+            "a run of `bench model` stands by itself: compare holds runs of `bench run` against each other"
+        )
     pairs = _pairs(old, new)
     if where := differences(old, new):
         detail = ", ".join(where)
