@@ -100,7 +100,8 @@ class Problem:
 
     def _forward(self, out: Any, qkv: Triple) -> Finding:
         if type(out) is not Tensor or out.shape != qkv[0].shape or out.dtype != qkv[0].dtype:
-            raise KernelError(f"not a tensor of the shape and dtype of q: {type(out).__name__}")
+            found = f", {tuple(out.shape)} of {out.dtype}" if isinstance(out, Tensor) else ""
+            raise KernelError(f"not a plain tensor of the shape and dtype of q: {type(out).__name__}{found}")
         refuse_non_finite(out)
         rows = pick_rows(self.cell.spec.tokens, self.generator)
         return judged(judge_rows(out, *qkv, rows=rows, scale=self.cell.spec.scale))
