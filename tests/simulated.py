@@ -51,6 +51,7 @@ class Machine:
         self.verdicts: dict[str, Finding] = {}
         self.counters: Callable[[str], Counters] = lambda name: QUIET
         self.crashes: set[str] = set()
+        self.unloadable: set[str] = set()
         self.asked: list[tuple] = []
         self.opened = 0
         self.luck = dict.fromkeys(takes, 1.0)
@@ -59,8 +60,12 @@ class Machine:
     def open(self, threads: int) -> Iterator[Machine]:
         self.opened += 1
         self.calls = dict.fromkeys(self.takes, 0)
-        self.luck = {name: self.random.gauss(1, self.noise / 2) for name in self.takes}
+        self.luck = {name: self.luck_of(name) for name in self.takes}
         yield self
+
+    def luck_of(self, name: str) -> float:
+        """How many times as long a kernel takes in the process that has just begun."""
+        return self.random.gauss(1, self.noise / 2)
 
     def clock(self) -> float:
         return self.now
@@ -72,6 +77,8 @@ class Machine:
         return getattr(self, {"open": "open_cell"}.get(what, what))(*rest)
 
     def load(self, name: str) -> tuple[Finding | None, float]:
+        if name in self.unloadable:
+            raise ChildError("ended itself with exit code 3")
         return None, 0.25
 
     def settled(self) -> tuple[int, list[int]]:

@@ -209,12 +209,14 @@ def test_files_are_loaded_by_their_names(tmp_path: Path):
         "DETERMINISTIC = False\n"
         "def attend(q, k, v, *, scale): return q\n"
         "def other(q, k, v): return k\n"
+        "def swallows(q, k, v, **options): return k\n"
         "def supports(spec): return 'never'\n"
     )
     kernel, other = load_kernel(str(file)), load_kernel(f"{file}:other")
     assert (kernel.takes_scale, kernel.deterministic, kernel.supports(None)) == (True, False, "never")
     assert not other.takes_scale and other.name == f"{file}:other"
-    with pytest.raises(UsageError, match=r"no function third.*attend, other, supports"):
+    assert load_kernel(f"{file}:swallows").takes_scale  # what can be passed must be honoured
+    with pytest.raises(UsageError, match=r"no function third.*attend, other, swallows, supports"):
         load_kernel(f"{file}:third")
     with pytest.raises(UsageError, match=r"no such file.*sdpa:math"):
         load_kernel(str(tmp_path / "nothing.py"))

@@ -115,6 +115,9 @@ def test_new_writes_a_kernel_once(kernel: str, capsys: pytest.CaptureFixture[str
     assert "left alone" in capsys.readouterr().err
     assert Path("fast.py").read_text() == "mine now\n"
     assert main(["bench", "new", "triton", "nowhere/fast"]) == 2
+    Path("broken.py").symlink_to("nowhere/at/all")
+    assert main(["bench", "new", "triton", "broken"]) == 2
+    assert "broken.py: cannot be written" in capsys.readouterr().err
 
 
 def test_the_cpp_kernel_to_start_from_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,7 @@ import torch
 from simulated import ENVIRONMENT, QUIET
 
 from minivit.attention import attend_reference, attend_sdpa
-from minivit.bench.answers import Finding
+from minivit.bench.answers import Finding, KernelError
 from minivit.bench.model import (
     Bench,
     Errors,
@@ -158,7 +158,7 @@ class Machine:
         self.times = {None: (1000.0, 200.0), "eager": (total, attention)}
         self.errors_found = errors or judged_model(logits_of(), BLOCKS, terms=8)
         self.now, self.turn, self.supported, self.verdict = 0.0, 0, True, Finding(status="pass")
-        self.counters = QUIET
+        self.counters, self.problem = QUIET, None
 
     @contextmanager
     def open(self, plan):
@@ -168,7 +168,7 @@ class Machine:
         return getattr(self, what)(*rest)
 
     def load(self, name):
-        return None
+        return self.problem
 
     def supports(self, name, spec):
         return self.supported
@@ -247,7 +247,11 @@ def test_wrong_answers_and_what_is_not_supported():
     records, row = run_of(machine)
     assert row["status"] == "noisy" and "for a core that others had" in row["detail"]
     assert sum(not r["kept"] for r in records if r["kind"] == "model-block") * 3 == 2 * machine.turn
-    machine.supported = "only 64 tokens"
+    machine.problem = Finding(status="fail", detail="raised ImportError while it was imported: no flash")
+    with pytest.raises(KernelError, match="eager: raised ImportError") as failed:
+        run_of(machine)
+    assert failed.value.exit_code == 1
+    machine.problem, machine.supported = None, "only 64 tokens"
     with pytest.raises(UsageError, match=r"does not support 2x3x16x7/float32/packed.*only 64 tokens"):
         run_of(machine)
 
@@ -265,7 +269,7 @@ def test_the_command_on_the_model_in_the_box(
     small = [*common, "--budget", "1s", "--processes", "1", "-b", "2", "-o", "out"]
     assert main(["bench", "model", "mine.py", *small]) == 0
     out, _ = capsys.readouterr()
-    assert re.search(r"mine\.py in minivit/cifar10-vit: (VERIFIED|NOISY)", out)  # noisy where others use the cores
+    assert re.match("mine.py in minivit/cifar10-vit: (VERIFIED|NOISY)", out)  # others may want the cores, too
     assert "100.0%, 100.0% agree with the default on 5 pictures" in out
     records = read("out")
     assert [record["kind"] for record in records][:3] == ["model-bench", "case", "verdict"]

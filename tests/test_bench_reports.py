@@ -282,6 +282,9 @@ def test_a_run_from_the_check_to_the_reports(quick, capsys: pytest.CaptureFixtur
 
     assert main(["bench", "report", "out", "-o", "again"]) == 0
     assert Path("again/report.md").read_text() == Path("out/report.md").read_text()
+    capsys.readouterr()
+    assert main(["bench", "report", "out", "-o", "mine.py"]) == 2
+    assert "mine.py: cannot be made" in capsys.readouterr().err
 
 
 def test_what_is_wrong_is_not_timed_unless_asked_to_and_then_says_so(quick, capsys: pytest.CaptureFixture[str]):

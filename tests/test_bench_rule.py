@@ -12,7 +12,17 @@ from torch import Tensor
 from minivit.attention import SelfAttention, attend_reference
 from minivit.bench.checks import CHECKS
 from minivit.bench.inputs import MARGIN, PADDING, VALUES, lay_out, needles, normal, rounded
-from minivit.bench.rule import EAGER, Errors, gradients, gradients_from_output, judge, judge_rows, pick_rows, rounding
+from minivit.bench.rule import (
+    EAGER,
+    Errors,
+    gradients,
+    gradients_from_output,
+    judge,
+    judge_gradients,
+    judge_rows,
+    pick_rows,
+    rounding,
+)
 from minivit.bench.specs import DTYPES, EFFORTS, LAYOUTS, SIZES, Case, Spec, covering, plan
 from minivit.config import ViTConfig
 from minivit.errors import UsageError
@@ -74,6 +84,34 @@ def test_one_bad_row_among_many_is_seen():
     answer[7] += 0.006
     verdict = judge(answer, truth, eager=[eager], sdpa=eager, terms=1)
     assert verdict.broken == "worst row" and not verdict.right
+
+
+def test_what_cancels_is_measured_by_what_was_added_up():
+    # Rows of norm 5 and 0.1, of which the second is what 13 and 13 leave of each other.
+    truth = torch.tensor([[3.0, 4.0], [0.06, 0.08]], dtype=torch.float64)
+    size = torch.tensor([[3.0, 4.0], [5.0, 12.0]], dtype=torch.float64)
+    answer = truth + torch.tensor([[0.0, 0.0], [0.0, 0.013]])
+    assert Errors.of(answer, truth, size).row == pytest.approx(0.001)
+    assert Errors.of(answer, truth).row == pytest.approx(0.013 / (0.1 * math.sqrt((25 + 0.01) / 2)))
+    floor = rounding(truth, torch.bfloat16, 64, size)
+    assert floor.row == 2**-8 + 8 * 2**-23 and floor.largest == pytest.approx(12 * floor.row)
+    assert floor.rel_l2 == pytest.approx(floor.row * math.sqrt((25 + 169) / (25 + 0.01)))
+
+
+def test_two_equal_values_leave_a_gradient_of_rounding_alone():
+    """One head of two keys whose values are the same: dP is its mean, and dq and dk would be 0."""
+    q, k, v, g = torch.randn(4, 1, 2, 2, 32, generator=seeded(), dtype=torch.float64)
+    v[:, 0, 1] = v[:, 0, 0] * (1 + 1e-13)
+    honest = gradients_from_output((q, k, v), g, scale=0.3)
+
+    def right(dq: Tensor) -> bool:
+        answers = {"dq": dq, "dk": honest[2]}
+        return all(verdict.right for verdict in judge_gradients(answers, (q, k, v), g, scale=0.3).values())
+
+    assert right(honest[1])
+    wrong = honest[1].clone()
+    wrong[:, 0] += 1e-12  # thousands of roundings
+    assert not right(wrong)
 
 
 def test_a_yardstick_that_measures_nothing_is_said_to():
@@ -147,6 +185,11 @@ def test_the_quick_plan_asks_for_every_number_of_tokens_in_every_dtype():
     cases = plan(["forward/normal"], EFFORTS["quick"], device="cpu", dtypes=ALL_DTYPES)
     asked = {(case.spec.tokens, case.spec.dtype) for case in cases}
     assert asked == {(tokens, dtype) for tokens in SIZES["tokens"] for dtype in ALL_DTYPES}
+
+
+def test_the_quick_plan_does_not_compile_for_every_pair_of_heads_and_head_dim():
+    cases = plan(list(CHECKS), EFFORTS["quick"], device="cpu", dtypes=ALL_DTYPES)
+    assert len({(case.spec.heads, case.spec.head_dim) for case in cases}) == 6
 
 
 def test_a_case_is_its_text():

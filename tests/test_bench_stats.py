@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pytest
 
-from minivit.bench.stats import benjamini_hochberg, hodges_lehmann, interval, mann_whitney, quantile
+from minivit.bench.stats import benjamini_hochberg, hodges_lehmann, interval, mann_whitney, quantile, ratio_between
 
 
 def test_quantiles_by_hand():
@@ -54,6 +54,17 @@ def test_hodges_lehmann_interval_by_hand():
     a, b = [1.0 + i / 10 for i in range(10)], [1.1 + i / 9 for i in range(10)]
     ordered = sorted(y / x for x in a for y in b)
     assert hodges_lehmann(a, b)[1:] == (ordered[23], ordered[-24])
+
+
+def test_ratios_between_runs_are_as_sure_as_their_processes_are_alike():
+    # One process each, or processes that are alike: Hodges and Lehmann's.
+    steady = [1.0, 1.01, 1.02, 1.03] * 3
+    slower = [1.2 * value for value in steady]
+    assert ratio_between([steady], [slower]) == hodges_lehmann(steady, slower)
+    assert ratio_between([steady] * 3, [slower] * 3) == hodges_lehmann(steady * 3, slower * 3)
+    # Processes of two speeds, two fast and one slow, then one fast and two slow: nothing or a fifth are both possible.
+    ratio, low, high = ratio_between([steady, steady, slower], [slower, slower, steady])
+    assert low == pytest.approx(1.0, rel=0.02) and low < ratio < high == pytest.approx(1.2, rel=0.02)
 
 
 def test_benjamini_hochberg_by_hand():

@@ -287,6 +287,19 @@ def test_a_kernel_that_crashes_is_out_and_the_others_go_on():
     assert row_of(records, "sdpa")["blocks"] == 36 and machine.opened == 4
 
 
+def test_a_kernel_that_dies_while_it_is_loaded_is_loaded_once():
+    machine = Machine({MINE: steady(100), "sdpa": steady(200)}, 8)
+    machine.unloadable.add(MINE)
+    records = []
+    for record in time_cells(plan(), open_child=machine.open, clock=machine.clock):
+        records.append(record)
+        assert machine.opened <= 4
+    assert [r["detail"] for r in records if r["kind"] == "start" and r["kernel"] == MINE] == [
+        "ended itself with exit code 3"
+    ]
+    assert sum(r["kind"] == "block" and r["arm"] == "sdpa" for r in records) == 36
+
+
 def test_shapes_and_plans_that_cannot_be():
     assert parse_shape("8,12,197,64") == ((8, 12, 197, 64),)
     assert [shape[2] for shape in parse_shape("vit-b")] == [197, 577, 1025]

@@ -69,6 +69,20 @@ def test_two_tokens_in_float64_ask_no_more_of_gradients_than_sums_over_the_head_
     assert refusals(asked_here(kernel, cases)) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        ("backward/random/1x3x2x128/float64/padded", 46),
+        ("backward/random/1x3x2x128/float64/padded", 76),
+        ("backward/expanded/1x3x63x80/float64/misaligned", 69),
+    ],
+)
+def test_a_row_whose_gradient_cancels_is_not_held_against_a_kernel(name: str, seed: int):
+    kernel, case = load_kernel(str(KERNELS / "online_softmax.py")), Case.parse(name, device="cpu")
+    assert ask(kernel, case, seed=seed).numbers["of_limit"] < 0.8  # of its own size a row was 1.2 to 1.6 of the limit
+    assert ask(load_kernel("mutant:gradient-without-mean"), case, seed=seed).numbers["of_limit"] > 1e10
+
+
 def test_the_wrong_kernel_is_refused_where_keys_are_lost_and_only_there():
     wrong, right = (load_kernel(str(KERNELS / file)) for file in ("wrong.py", "eager.py"))
     for tokens, lost in ((17, 0), (64, 0), (128, 0), (65, 1), (197, 5), (577, 1)):

@@ -13,7 +13,7 @@ from minivit.bench import conduct, cuda
 from minivit.bench.answers import Finding, KernelError, answer, judged, raised, refuse_non_finite
 from minivit.bench.inputs import VALUES, Triple, lay_out, needles, normal, rounded
 from minivit.bench.kernels import Kernel
-from minivit.bench.rule import EAGER, gradients, gradients_from_output, judge, judge_rows, pick_rows
+from minivit.bench.rule import judge_gradients, judge_rows, pick_rows
 from minivit.bench.specs import Case, Spec
 
 
@@ -103,22 +103,15 @@ def backward(
     if not torch.equal(g, before):
         raise KernelError("backward changed the gradient it was given")
 
-    named = dict(zip(("out", "dq", "dk", "dv"), range(4), strict=True))
-    truth = gradients(attend_reference, tuple(x.double() for x in qkv), g.double(), scale=spec.scale)
-    eager = [gradients(attend, qkv, g, scale=spec.scale) for attend in EAGER]
-    eager.append(gradients_from_output(qkv, g, scale=spec.scale))
-    sdpa = gradients(torch.nn.functional.scaled_dot_product_attention, qkv, g, scale=spec.scale)
-    terms = max(spec.tokens, spec.head_dim)  # the gradients of the probabilities are sums over the head
-    findings = []
-    for name, value in {"out": out.detach(), **{f"d{x}": y for x, y in zip(leaves, got, strict=True)}}.items():
-        i = named[name]
+    answers = {"out": out.detach(), **{f"d{x}": y for x, y in zip(leaves, got, strict=True)}}
+    for name, value in answers.items():
         if value is None:
             raise KernelError(f"no {name}: the output does not depend on {name[1:]}")
-        if value.dtype != spec.dtype or value.shape != truth[i].shape:
+        if value.dtype != spec.dtype or value.shape != g.shape:
             raise KernelError(f"{name} is {value.dtype} {tuple(value.shape)}")
         refuse_non_finite(value, name)
-        verdict = judge(value, truth[i], eager=[way[i] for way in eager], sdpa=sdpa[i], terms=terms)
-        findings.append(judged(verdict, name))
+    verdicts = judge_gradients(answers, qkv, g, scale=spec.scale)
+    findings = [judged(verdict, name) for name, verdict in verdicts.items()]
     return max(findings, key=lambda finding: finding.numbers["of_limit"])
 
 

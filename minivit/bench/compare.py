@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from minivit.bench.results import Record, of_kind
-from minivit.bench.stats import benjamini_hochberg, hodges_lehmann, mann_whitney
+from minivit.bench.stats import benjamini_hochberg, mann_whitney, ratio_between
 from minivit.bench.summary import Series, key_of
+from minivit.errors import UsageError
 
 FALSE_CALLS = 0.05  # of the differences that are called real
 FINGERPRINT = ("torch", "cpu", "cpu_capability", "cores", "device", "gpu", "gpu_capability", "cuda")
@@ -35,7 +36,7 @@ class Change:
 
 def differences(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
     """What of the machine and its software is not the same; times of different machines say nothing of a kernel."""
-    (before,), (after,) = ([r["environment"] for r in of_kind(records, "bench")] for records in (old, new))
+    before, after = (of_kind(records, "bench")[0]["environment"] for records in (old, new))
     return [
         f"{name} {before.get(name)} -> {after.get(name)}" for name in FINGERPRINT if before.get(name) != after.get(name)
     ]
@@ -44,9 +45,17 @@ def differences(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
 def compare(old: Sequence[Record], new: Sequence[Record], *, fail_on: float) -> list[Change]:
     """A change for every row of either run but the second baseline; `fail_on` is the share that counts as slower.
 
-    A row is slower when the test calls it different among all rows (q of at most 0.05), when the whole interval lies
-    above 1 + fail_on, and when the difference is larger than what either run saw between equal arms; faster likewise.
+    A row is slower when the test calls it different among all rows (q of at most 0.05), when the whole interval, over
+    blocks and over processes, lies above 1 + fail_on, and when the difference is larger than what either run saw
+    between equal arms; faster likewise.
+
+    Raises:
+        UsageError: one of them is no run of `bench run`.
     """
+    if not all(of_kind(records, "bench") for records in (old, new)):
+        raise UsageError(
+            "a run of `bench model` stands by itself: compare holds runs of `bench run` against each other"
+        )
     pairs = _pairs(old, new)
     if where := differences(old, new):
         detail = ", ".join(where)
@@ -104,15 +113,21 @@ def _incomparable(a: Record | None, b: Record | None) -> Change | None:
 def _test(a: Record, b: Record, old: Sequence[Record], new: Sequence[Record]) -> _Tested:
     ours = _series(old, a, a["arm"]), _series(new, b, b["arm"])
     base = _series(old, a, a["baseline"]), _series(new, b, b["baseline"])
-    values: list[list[float]] = [list(one.medians.values()) for one in ours]
+    values = [one.by_process(one.medians) for one in ours]
     normalised = False
     if a["role"] != "baseline" and a["baseline"] == b["baseline"] and all(one.blocks for one in base):
-        moved, *_ = hodges_lehmann(*(list(one.medians.values()) for one in base))
-        normalised = abs(moved - 1) > _resolution(a, b)
+        _, low, high = ratio_between(*(one.by_process(one.medians) for one in base))
+        normalised = _moved(low, high, _resolution(a, b))
         if normalised:
-            values = [_in_units_of(other, one) for one, other in zip(ours, base, strict=True)]
-    ratio, low, high = hodges_lehmann(*values)
-    return _Tested(p=mann_whitney(*values), ratio=ratio, low=low, high=high, normalised=normalised)
+            values = [one.by_process(_in_units_of(other, one)) for one, other in zip(ours, base, strict=True)]
+    ratio, low, high = ratio_between(*values)
+    p = mann_whitney(*([value for process in run for value in process] for run in values))
+    return _Tested(p=p, ratio=ratio, low=low, high=high, normalised=normalised)
+
+
+def _moved(low: float, high: float, resolution: float) -> bool:
+    """Whether the baseline's ratio is another than 1 for sure: one with two speeds is no unit."""
+    return low > 1 + resolution or high < 1 - resolution
 
 
 def _series(records: Sequence[Record], row: Record, arm: str) -> Series:
@@ -120,9 +135,9 @@ def _series(records: Sequence[Record], row: Record, arm: str) -> Series:
     return Series([block for block in blocks if key_of(block) == key_of(row)])
 
 
-def _in_units_of(base: Series, series: Series) -> list[float]:
+def _in_units_of(base: Series, series: Series) -> dict[tuple[int, int], float]:
     units = base.medians
-    return [value / units[number] for number, value in series.medians.items() if number in units]
+    return {number: value / units[number] for number, value in series.medians.items() if number in units}
 
 
 def _resolution(a: Record, b: Record) -> float:
@@ -139,7 +154,7 @@ def _change(pair: tuple[Record | None, Record | None], one: _Tested, q: float, f
     real = q <= FALSE_CALLS and abs(one.ratio - 1) > resolution
     if b["role"] == "baseline":
         moved = f"the machine moved by {one.ratio - 1:+.1%}; rows are compared in units of the baseline"
-        return Change(row=b, word="same", detail=moved if abs(one.ratio - 1) > resolution else "", **numbers)
+        return Change(row=b, word="same", detail=moved if _moved(one.low, one.high, resolution) else "", **numbers)
     if real and one.low > 1 + fail_on:
         return Change(row=b, word="slower", **numbers)
     if real and one.high < 1 / (1 + fail_on):

@@ -111,7 +111,8 @@ def _from_file(file: Path, name: str | None) -> Kernel:
         there = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise UsageError(f"{file}: no function {' or '.join(wanted)} in it; it has {', '.join(there) or 'none'}")
     try:
-        takes_scale = "scale" in inspect.signature(attention).parameters
+        parameters = inspect.signature(attention).parameters.values()
+        takes_scale = any(one.name == "scale" or one.kind == one.VAR_KEYWORD for one in parameters)
     except ValueError:  # a function of C tells nothing of its arguments
         takes_scale = False
     optional = {"supports": module.supports} if hasattr(module, "supports") else {}

@@ -329,7 +329,7 @@ def _prepare(plan: ModelPlan, child: Requests, model: ViT, file: str, seed: int)
     """The kernel and the model, loaded by the process."""
     patience = plan.limits.seconds
     if problem := ask(child, "load", plan.kernel, seconds=10 * patience):
-        raise UsageError(f"{plan.kernel}: {problem if isinstance(problem, str) else problem.detail}")
+        raise UsageError(problem) if isinstance(problem, str) else KernelError(f"{plan.kernel}: {problem.detail}")
     spec = spec_of(model, plan.batch, plan.device)
     if (there := ask(child, "supports", plan.kernel, spec, seconds=patience)) is not True:
         raise UsageError(f"{plan.kernel}: does not support {spec}, which {model.name} needs: {there}")

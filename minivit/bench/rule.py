@@ -8,7 +8,7 @@ single row must pass as well as the largest element, and a yardstick that measur
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,12 +28,13 @@ class Errors:
 
     largest: float  # element, absolute
     rel_l2: float  # |answer - truth| / |truth| over everything
-    row: float  # the same for the worst row; rows smaller than a tenth of the typical one count as a tenth
+    row: float  # |answer - truth| / |size| of the worst row; sizes below a tenth of the typical one count as a tenth
 
     @staticmethod
-    def of(answer: Tensor, truth: Tensor) -> Errors:
+    def of(answer: Tensor, truth: Tensor, size: Tensor | None = None) -> Errors:
+        """`size`: of what was added up, where the truth is what two large numbers leave of each other."""
         difference = answer.double() - truth
-        size_rows = truth.norm(dim=-1)
+        size_rows = (truth if size is None else size).norm(dim=-1)
         typical = size_rows.square().mean().sqrt()
         worst_row = (difference.norm(dim=-1) / size_rows.clamp(min=0.1 * typical)).max()
         return Errors(
@@ -48,17 +49,22 @@ class Errors:
         return Errors(**{name: max(getattr(one, name) for one in every) for name in ("largest", "rel_l2", "row")})
 
 
-def rounding(truth: Tensor, dtype: torch.dtype, terms: int) -> Errors:
+def rounding(truth: Tensor, dtype: torch.dtype, terms: int, size: Tensor | None = None) -> Errors:
     """The floor of every yardstick: what nobody is blamed for, even where eager happens to be exact.
 
-    One rounding of the answer to dtype, and the growth by sqrt(terms) of the rounding of a sum of so many terms in
-    float32 (float64 for float64), in whatever order it is added up.
+    One rounding to dtype, and the growth by sqrt(terms) of the rounding of a sum of so many terms in float32 (float64
+    for float64), in whatever order it is added up: of the truth, or of `size` (see Errors.of). The truth itself, which
+    has no more digits than an answer in float64, may be as far off; SLACK has room for both.
     """
+    size = truth if size is None else size
     sums = torch.finfo(torch.promote_types(dtype, torch.float32)).eps * terms**0.5
     relative = torch.finfo(dtype).eps / 2 + sums
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-    size = truth.abs().max().item()
-    return Errors(largest=relative * size + smallest, rel_l2=relative, row=relative)
+    return Errors(
+        largest=relative * size.abs().max().item() + smallest,
+        rel_l2=relative * (size.norm() / truth.norm()).item(),
+        row=relative,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +83,23 @@ class Verdict:
         return self.of_limit <= 1
 
 
-def judge(answer: Tensor, truth: Tensor, *, eager: Iterable[Tensor], sdpa: Tensor, terms: int) -> Verdict:
-    """The rule. `eager` are equally honest ways of plain attention in the dtype of `answer`; the worst one counts."""
-    floor = rounding(truth, answer.dtype, terms)
-    yardstick = Errors.largest_of([floor, *(Errors.of(one, truth) for one in eager)])
-    other = Errors.largest_of([floor, Errors.of(sdpa, truth)])
-    errors = Errors.of(answer, truth)
+def judge(
+    answer: Tensor,
+    truth: Tensor,
+    *,
+    eager: Iterable[Tensor],
+    sdpa: Tensor,
+    terms: int,
+    size: Tensor | None = None,
+) -> Verdict:
+    """The rule. `eager` are equally honest ways of plain attention in the dtype of `answer`; the worst one counts.
+
+    `terms` is the length of the longest sum in it (see rounding), `size` what a row is measured by (see Errors.of).
+    """
+    floor = rounding(truth, answer.dtype, terms, size)
+    yardstick = Errors.largest_of([floor, *(Errors.of(one, truth, size) for one in eager)])
+    other = Errors.largest_of([floor, Errors.of(sdpa, truth, size)])
+    errors = Errors.of(answer, truth, size)
     shares = {
         "largest error": errors.largest / (SLACK * yardstick.largest),
         "relative L2": errors.rel_l2 / (SLACK * yardstick.rel_l2),
@@ -165,3 +182,32 @@ def gradients_from_output(qkv: tuple[Tensor, ...], cotangent: Tensor, *, scale: 
     mean_BAN1 = (cotangent * out).sum(-1, keepdim=True)
     d_logits_BANM = probs_BANM * (cotangent @ v.mT - mean_BAN1) * scale
     return [out, d_logits_BANM @ k, d_logits_BANM.mT @ q, probs_BANM.mT @ cotangent]
+
+
+def judge_gradients(
+    answers: Mapping[str, Tensor], qkv: tuple[Tensor, ...], cotangent: Tensor, *, scale: float
+) -> dict[str, Verdict]:
+    """The rule, over all rows, for what there is of "out", "dq", "dk" and "dv".
+
+    In plain attention and in a kernel dq and dk are sums of P * (dP - mean) * scale. Where dP is close to its mean, as
+    it is for one query in a hundred when there are but two keys, what is left is small, but not its rounding, which
+    is that of dP and of the mean: it differs by multiples between equally honest ways. Such a row is measured by what
+    it would be without the subtraction.
+    """
+    q, k, v = exact = tuple(x.double() for x in qkv)
+    g = cotangent.double()
+    truth = gradients(attend_reference, exact, g, scale=scale)
+    probs_BANM = attention_probs(q, k, scale=scale)
+    # dP and the mean, over the keys, are sums over the head: g v and g out.
+    squares_BANM = g.square() @ v.square().mT + (g * truth[0]).square().sum(-1, keepdim=True)
+    squares_BANM *= (probs_BANM * scale).square()
+    sizes = [truth[0], (squares_BANM @ k.square()).sqrt(), (squares_BANM.mT @ q.square()).sqrt(), truth[3]]
+    eager = [gradients(attend, qkv, cotangent, scale=scale) for attend in EAGER]
+    eager.append(gradients_from_output(qkv, cotangent, scale=scale))
+    sdpa = gradients(attend_sdpa, qkv, cotangent, scale=scale)
+    terms = max(k.shape[2:])  # sums over the keys or queries, of sums over the head
+    return {
+        name: judge(answers[name], truth[i], eager=[way[i] for way in eager], sdpa=sdpa[i], terms=terms, size=sizes[i])
+        for i, name in enumerate(("out", "dq", "dk", "dv"))
+        if name in answers
+    }

@@ -140,13 +140,14 @@ def time_cells(plan: Plan, *, open_child: OpenChild, clock: Callable[[], float] 
     rng = random.Random(plan.seed)
     for threads in plan.threads:
         out: set[tuple[Cell, str]] = set()  # (cell, kernel) that killed a process
+        unloadable: set[str] = set()  # that killed it while they were loaded, as they would again
         for process in range(plan.processes):
             left = rng.sample(plan.cells, len(plan.cells))
             while left:
                 with open_child(threads) as child:
                     turn = _Turn(plan, child, threads, process, rng, clock)
                     try:
-                        yield turn.load()
+                        yield turn.load(unloadable)
                         while left:
                             turn.cell = left[0]
                             yield from turn.run(slot, {kernel for cell, kernel in out if cell == left[0]})
@@ -154,7 +155,8 @@ def time_cells(plan: Plan, *, open_child: OpenChild, clock: Callable[[], float] 
                     except ChildError as died:
                         if turn.asking is None:
                             raise
-                        # A kernel that dies while it is loaded dies in every cell.
+                        if not turn.cell:
+                            unloadable.add(turn.asking)
                         for cell in [turn.cell] if turn.cell else list(plan.cells):
                             out.add((cell, turn.asking))
                             start = Start(finding=Finding(status="fail", detail=str(died)))
@@ -185,9 +187,9 @@ class _Turn:
         self.asking = None
         return answer
 
-    def load(self) -> Record:
-        """Load every kernel; the record of the process, as it says itself that it is."""
-        for kernel in dict.fromkeys(arm.kernel for arm in self.plan.arms):
+    def load(self, unloadable: set[str]) -> Record:
+        """Load every kernel that can be; the record of the process, as it says itself that it is."""
+        for kernel in dict.fromkeys(arm.kernel for arm in self.plan.arms if arm.kernel not in unloadable):
             problem, seconds = self.ask("load", kernel, kernel=kernel, patience=10)
             if isinstance(problem, str):
                 raise UsageError(problem)

@@ -91,6 +91,23 @@ def hodges_lehmann(a: Sequence[float], b: Sequence[float]) -> tuple[float, float
     return math.exp(median([math.log(ratio) for ratio in ratios])), ratios[skip], ratios[-1 - skip]
 
 
+def ratio_between(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Hodges and Lehmann's ratio of two runs, each of them groups of values, and its 95% interval.
+
+    The interval is theirs or, at either end where it is wider, the one that drawing the groups anew gives: a kernel may
+    have two speeds, from process to process, and three processes may well have had three times the same luck.
+    """
+    ratio, low, high = hodges_lehmann(*([value for group in run for value in group] for run in (a, b)))
+    pairs = [[median(y / x for x in one for y in other) for other in b] for one in a]
+    rng = random.Random(0)
+    drawn = []
+    for _ in range(RESAMPLES):
+        columns = rng.choices(range(len(b)), k=len(b))
+        drawn.append(median(row[i] for row in rng.choices(pairs, k=len(a)) for i in columns))
+    tail = (1 - CONFIDENCE) / 2
+    return ratio, min(low, quantile(drawn, tail)), max(high, quantile(drawn, 1 - tail))
+
+
 def benjamini_hochberg(ps: Sequence[float]) -> list[float]:
     """p values of many tests as q values: calling all up to q real makes a share of q of the calls wrong
     (Benjamini and Hochberg 1995)."""

@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from minivit.attention import attend_reference, attend_sdpa
 from minivit.bench import cuda, isolate, machine, roofline
 from minivit.bench.answers import Finding, KernelError, judged, raised, refuse_non_finite
 from minivit.bench.inputs import Laid, Triple, lay_out, normal, rounded
 from minivit.bench.kernels import Kernel
 from minivit.bench.machine import Counters
-from minivit.bench.rule import EAGER, gradients, gradients_from_output, judge, judge_rows, pick_rows
+from minivit.bench.rule import judge_gradients, judge_rows, pick_rows
 from minivit.bench.specs import Cell
 from minivit.errors import UsageError
 
@@ -101,7 +100,8 @@ class Problem:
 
     def _forward(self, out: Any, qkv: Triple) -> Finding:
         if type(out) is not Tensor or out.shape != qkv[0].shape or out.dtype != qkv[0].dtype:
-            raise KernelError(f"not a tensor of the shape and dtype of q: {type(out).__name__}")
+            found = f", {tuple(out.shape)} of {out.dtype}" if isinstance(out, Tensor) else ""
+            raise KernelError(f"not a plain tensor of the shape and dtype of q: {type(out).__name__}{found}")
         refuse_non_finite(out)
         rows = pick_rows(self.cell.spec.tokens, self.generator)
         return judged(judge_rows(out, *qkv, rows=rows, scale=self.cell.spec.scale))
@@ -114,18 +114,13 @@ class Problem:
         def one(x: Tensor) -> Tensor:
             return x[batch : batch + 1, head : head + 1]
 
-        mine = (one(qkv[0]), one(qkv[1]), one(qkv[2]))
-        g = one(self.cotangent)
-        truth = gradients(attend_reference, tuple(x.double() for x in mine), g.double(), scale=spec.scale)
-        eager = [gradients(attend, mine, g, scale=spec.scale) for attend in EAGER]
-        eager.append(gradients_from_output(mine, g, scale=spec.scale))
-        sdpa = gradients(attend_sdpa, mine, g, scale=spec.scale)
-        findings = []
-        for i, (name, gradient) in enumerate(zip(("dq", "dk", "dv"), out, strict=True), start=1):
+        answers = {}
+        for name, gradient in zip(("dq", "dk", "dv"), out, strict=True):
             refuse_non_finite(gradient, name)
-            got = one(gradient)
-            verdict = judge(got, truth[i], eager=[way[i] for way in eager], sdpa=sdpa[i], terms=spec.tokens)
-            findings.append(judged(verdict, name))
+            answers[name] = one(gradient)
+        mine = tuple(one(x) for x in qkv)
+        verdicts = judge_gradients(answers, mine, one(self.cotangent), scale=spec.scale)
+        findings = [judged(verdict, name) for name, verdict in verdicts.items()]
         return max(findings, key=lambda finding: finding.numbers["of_limit"])
 
 

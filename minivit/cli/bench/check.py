@@ -238,7 +238,10 @@ def run_new(args: argparse.Namespace) -> int:
         if not target.parent.is_dir():
             raise UsageError(f"{target}: no folder {target.parent}; make it first")
     for target, template in targets.items():
-        target.write_text(template.read_text())
+        try:
+            target.write_text(template.read_text())
+        except OSError as error:
+            raise UsageError(f"{target}: cannot be written: {error.strerror}") from None
         print(target)
     say(f"check it with: minivit bench check {name}.py --quick")
     return 0

@@ -71,7 +71,7 @@ def roof_for(
     kept = None if again else roofline.kept(file, environment, dtypes, now=time.time())
     if kept and kept[1] < FRESH:
         return kept
-    say(f"measuring the roofs of {device} with {threads} threads (about ten seconds)")
+    say(f"measuring the roofs of {device} with {threads} thread{'s' * (threads > 1)} (about ten seconds)")
     roof = measure_roof(threads, dtypes, device=device, limits=limits)
     try:
         roofline.keep(file, roof, environment, now=time.time())

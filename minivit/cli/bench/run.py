@@ -231,6 +231,15 @@ def new_folder(out: str | None) -> Path | None:
     folder = Path(out)
     if (folder / FILE).exists():
         raise UsageError(f"{folder / FILE}: is there already, and is left alone; choose another folder")
+    return make(folder)
+
+
+def make(folder: Path) -> Path:
+    """The folder, made where it is missing.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -269,7 +278,5 @@ def run_report(args: argparse.Namespace) -> int:
     for lines in told:
         print("\n".join(printable(text) for text in lines), end="\n\n")
     if args.out:
-        folder = Path(args.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_reports(folder, [*records, *found])
+        write_reports(make(Path(args.out)), [*records, *found])
     return 0
