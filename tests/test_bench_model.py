@@ -269,7 +269,7 @@ def test_the_command_on_the_model_in_the_box(
     small = [*common, "--budget", "1s", "--processes", "1", "-b", "2", "-o", "out"]
     assert main(["bench", "model", "mine.py", *small]) == 0
     out, _ = capsys.readouterr()
-    assert re.match("mine.py in minivit/cifar10-vit: (VERIFIED|NOISY)", out)  # others may want the cores, too
+    assert re.match(r"mine\.py in minivit/cifar10-vit: (VERIFIED|NOISY)", out)  # others may want the cores, too
     assert "100.0%, 100.0% agree with the default on 5 pictures" in out
     records = read("out")
     assert [record["kind"] for record in records][:3] == ["model-bench", "case", "verdict"]
