@@ -22,4 +22,6 @@ def supports(spec) -> bool | str:
         return "needs torch 2.7"
     if spec.dtype == torch.float64:
         return "no float64"
+    if spec.device == "cpu" and spec.tokens % 8 == 0:  # whole registers of keys; seen with torch 2.14
+        return "answers zeros for nan on the CPU where 8 divides the keys"
     return "no gradients on the CPU" if spec.grads and spec.device == "cpu" else True

@@ -39,10 +39,9 @@ def _add_block(
     shrink = tl.exp2(largest - new_largest)
     probs = tl.exp2(logits - new_largest[:, None])
     weight = weight * shrink + tl.sum(probs, 1)
-    probs = probs.to(v.dtype)
     if WIDEN:
-        probs, v = probs.to(tl.float32), v.to(tl.float32)
-    mix = mix * shrink[:, None] + tl.dot(probs, v, input_precision="ieee")
+        v = v.to(tl.float32)
+    mix = mix * shrink[:, None] + tl.dot(probs.to(v.dtype), v, input_precision="ieee")
     return new_largest, weight, mix
 
 
@@ -87,18 +86,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     if q.requires_grad or k.requires_grad or v.requires_grad:
         raise NotImplementedError("forward only; use it under torch.inference_mode()")
     batch, heads, queries, head_dim = q.shape
+    # The interpreter multiplies the bits of bfloat16 as integers, and cuts them off where a GPU rounds.
+    widen = INTERPRETED and q.dtype == torch.bfloat16
     # Memory in the order (B, N, A, K): the model's reshape to (B, N, A * K) after attention then copies nothing.
-    out = torch.empty(batch, queries, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
+    memory = torch.empty(batch, queries, heads, head_dim, dtype=torch.float32 if widen else q.dtype, device=q.device)
+    out = memory.transpose(1, 2)
     block = 64 if q.dtype != torch.float32 else 32  # rows of float32 take twice the shared memory
     grid = (triton.cdiv(queries, block), batch * heads)
     _forward[grid](
         q, k, v, out, scale * math.log2(math.e), heads, queries, k.shape[2],
         *q.stride(), *k.stride(), *v.stride(), *out.stride(),
-        HEAD_DIM=head_dim, PADDED=max(16, triton.next_power_of_2(head_dim)), BLOCK_N=block, BLOCK_M=block,
-        # The interpreter multiplies the bits of bfloat16 as integers; float32 of the same values is exact.
-        WIDEN=INTERPRETED and q.dtype == torch.bfloat16,
+        HEAD_DIM=head_dim, PADDED=max(16, triton.next_power_of_2(head_dim)), BLOCK_N=block, BLOCK_M=block, WIDEN=widen,
     )  # fmt: skip
-    return out
+    return out.to(q.dtype)
 
 
 def supports(spec) -> bool | str:

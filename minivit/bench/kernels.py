@@ -158,6 +158,8 @@ def _flex_supports(spec: Spec) -> bool | str:
         return "flex needs torch 2.7"
     if spec.dtype == torch.float64:
         return "flex has no float64"
+    if spec.device == "cpu" and spec.tokens % 8 == 0:  # whole registers of keys; seen with torch 2.14
+        return "flex answers zeros for nan on the CPU where 8 divides the keys"
     return "flex has no gradients on the CPU" if spec.grads and spec.device == "cpu" else True
 
 
