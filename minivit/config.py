@@ -138,9 +138,7 @@ class ViTConfig:
     rope_theta: float = 100.0  # base of the rotary frequencies, where positions is "rope"
     position_resampling: str = "hf"  # how learned positions are stretched to another size, one of POSITION_RESAMPLINGS
     any_size: bool = False  # pictures of another size are taken without asking, as DINOv2 and DINOv3 are used
-    drop_rest: bool = (
-        False  # pixels right and below that make no whole patch go unseen (SigLIP); else such a size is refused
-    )
+    drop_rest: bool = False  # pixels at the right and below that make no whole patch go unseen (SigLIP), not refused
     patch_bias: bool = True  # of the patch embedding; CLIP has none
 
     # Blocks

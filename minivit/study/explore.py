@@ -49,7 +49,7 @@ def explore(model: ViT, pixels_BCHW: Tensor, *, top_k: int = 5, labels: int = 3)
     """Run one picture once forward, and once backward for each of its `top_k` classes, and gather what there is to see.
 
     Rollout and PCA are those of `rollout` and `pca`, relevance that of `relevance`, the lens `lens` of each token
-    alone. An attention pool reads no token: its relevance starts at the mean of the patches.
+    alone.
 
     Args:
         pixels_BCHW: one picture, B = 1.
@@ -95,8 +95,7 @@ def _of_the_head(
     classes = model.config.classes
     logits_L = lens(model, [kept[streams[-1]]])[0, 0, 0]  # of the last block the model's own answer, to the last bit
     scores_T, best_T = logits_L.double().softmax(dim=-1).topk(min(top_k, classes))
-    query = "mean" if model.config.pooling == "map" else None
-    relevance_TLBhw = relevance_by_start(model, pixels_BCHW, best_T.tolist(), query=query)
+    relevance_TLBhw = relevance_by_start(model, pixels_BCHW, best_T.tolist())
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.no_grad():
         for name in streams:  # one at a time: all tokens of all streams by all classes may be much

@@ -279,7 +279,7 @@ const relevanceView = {
     const tenth = Math.ceil(PATCHES / 10);
     const top = total > 0 ? sum([...map.values].sort((a, b) => b - a).slice(0, tenth)) / total : 0;
     return {
-      what: `Which patches speak for \u201c${name}\u201d, by attention that would raise its logit, carried through blocks ${state.start} to ${about.depth - 1} (Chefer et al. 2021).`,
+      what: `Which patches speak for \u201c${name}\u201d, by attention that would raise its logit, carried ${about.pooling === "map" ? "from the attention pool " : ""}through blocks ${state.start} to ${about.depth - 1} (Chefer et al. 2021).`,
       equation: `A\u0304 = mean\u2095(max(\u2202logit/\u2202A \u00b7 A, 0)),   R \u2190 R + A\u0304 R   (${about.depth - state.start} times)`,
       live: `Most: ${tokenName(best + PREFIX)}, ${number(map.values[best])}. The strongest ${tenth} of ${PATCHES} patches hold ${percent(top)} of all. The softmax gives \u201c${name}\u201d ${number(tensors.scores.at(state.best))}.`,
       not: "what speaks against the class, and not what would happen without a patch: cover it and look again to know.",
