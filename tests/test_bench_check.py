@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import minivit.bench
+from minivit.attention import attend_reference
 from minivit.bench.checks import CHECKS, ask
 from minivit.bench.conduct import global_state
 from minivit.bench.kernels import BASELINES, Kernel, load_kernel
@@ -44,6 +45,20 @@ def test_every_mutant_is_refused_for_the_right_reason(name: str):
     assert trial.good, trial
     assert trial.reason
     assert global_state() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("_TORCHINDUCTOR_NOTE", []), ("TRITON_NOTE", []), ("MY_NOTE", ["environment"])]
+)
+def test_what_a_compiler_notes_for_itself_is_no_change_of_the_environment(monkeypatch, name: str, found: list[str]):
+    monkeypatch.delenv(name, raising=False)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        monkeypatch.setenv(name, "1")
+        return attend_reference(q, k, v, scale=scale)
+
+    cases = plan(["conduct/global-state"], EFFORTS["small"], device="cpu", dtypes=[torch.float32])[:1]
+    assert [detail.split()[-1] for detail in refusals(kernel_of(attention), cases)] == found
 
 
 def test_there_are_enough_mutants_and_every_group_of_checks_has_one():

@@ -203,9 +203,12 @@ def _set_rng_state(state: list[int]) -> None:
     torch.set_rng_state(torch.tensor(state, dtype=torch.uint8))
 
 
+COMPILERS = ("TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_")
+
+
 def _environment() -> dict[str, str]:
     """Without what torch.compile notes for itself and its compilers the first time it runs."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("TORCHINDUCTOR_", "TRITON_"))}
+    return {name: value for name, value in os.environ.items() if not name.startswith(COMPILERS)}
 
 
 def _set_environment(wanted: dict[str, str]) -> None:
