@@ -9,7 +9,7 @@
 every arm; the best classes must agree before anything is timed, and the arms are interleaved, round by round:
 
     model        the model alone on pixels that lie ready, batch by batch
-    minivit      `minivit.bulk` as `minivit classify` runs it: threads read ahead
+    minivit      `minivit.inference.prefetch` as `minivit classify` runs it: threads read ahead
     timm         the way of timm's inference.py: its dataset, loader (2 worker processes) and transform
     pipeline     transformers' image-classification pipeline over the list of paths
 
@@ -91,7 +91,7 @@ def arms(folder: Path, paths: list[str], batch: int, size: str, fast: bool) -> d
     from transformers import pipeline
 
     import minivit
-    from minivit.fast import optimize
+    from minivit.inference.optimize import optimize
 
     model = optimize(minivit.load(folder)) if fast else minivit.load(folder)
     pixels = torch.stack([minivit.preprocess(path, model.image_spec) for path in paths])

@@ -373,7 +373,7 @@ def gemm_peak(dtype: str, threads: int) -> float | None:
     """FLOP/s of the fastest square product in the dtype; measured between the arms, not at another time."""
     if dtype == "int8":
         return None
-    from minivit.bench import roofline
+    from minivit.bench.timing import roofline
 
     return roofline.gemm_peak(torch_dtype(dtype), threads)
 

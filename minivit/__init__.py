@@ -15,22 +15,21 @@ Reading order: config, preprocess, embed, attention, block, model, labels; then 
 `import minivit` is light: torch is imported when a name that needs it is first used.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-from minivit.config import CLIPConfig, ImageSpec, TextConfig, TokenLayout, ViTConfig
 from minivit.errors import CheckpointError, ImageError, MinivitError, ModelUnavailableError, ShapeError, UsageError
+from minivit.images.spec import ImageSpec
+from minivit.model.config import CLIPConfig, TextConfig, TokenLayout, ViTConfig
 
 if TYPE_CHECKING:
     from minivit import study, viz
-    from minivit.clip import CLIP
-    from minivit.fast import optimize
-    from minivit.labels import Prediction
-    from minivit.model import ViT
-    from minivit.predict import classify, embed, iter_classify
-    from minivit.preprocess import preprocess
+    from minivit.images.preprocess import preprocess
+    from minivit.inference.optimize import optimize
+    from minivit.inference.predict import classify, embed, iter_classify
+    from minivit.inference.predictions import Prediction
+    from minivit.model.clip import CLIP
+    from minivit.model.vit import ViT
     from minivit.study import ablate, trace
     from minivit.weights import load, save
 
@@ -54,33 +53,37 @@ __all__ = [
     "ablate",
     "classify",
     "embed",
+    "explore",
     "iter_classify",
     "load",
+    "open_image",
     "optimize",
     "preprocess",
     "save",
     "study",
     "trace",
+    "verify",
     "viz",
 ]
 
 _HOME = {
-    "CLIP": "clip",
-    "Prediction": "labels",
-    "ViT": "model",
+    "CLIP": "model.clip",
+    "Prediction": "inference.predictions",
+    "ViT": "model.vit",
     "ablate": "study",
-    "classify": "predict",
-    "embed": "predict",
-    "iter_classify": "predict",
+    "classify": "inference.predict",
+    "embed": "inference.predict",
+    "explore": "study",
+    "iter_classify": "inference.predict",
     "load": "weights",
-    "optimize": "fast",
-    "preprocess": "preprocess",
+    "open_image": "images.decode",
+    "optimize": "inference.optimize",
+    "preprocess": "images.preprocess",
     "save": "weights",
     "trace": "study",
+    "verify": "weights",
 }
-
-
-_PACKAGES = ("study", "viz", "weights")
+_PACKAGES = ("bench", "parity", "study", "viz", "weights")
 
 
 def __getattr__(name: str) -> object:
@@ -95,15 +98,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps `minivit.preprocess` and `minivit.embed` the functions: importing the modules of these names,
-    which hold one stage of the way each, would otherwise bind the modules here."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

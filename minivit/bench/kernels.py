@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from minivit.attention import attend_reference, attend_sdpa
-from minivit.bench import cuda
-from minivit.bench.mutants import MUTANTS
-from minivit.bench.specs import Spec
+from minivit.bench import device as cuda
+from minivit.bench.checks.cases import Spec
+from minivit.bench.checks.mutants import MUTANTS
 from minivit.errors import UsageError
+from minivit.model.attention import attend_reference, attend_sdpa
 
 HALVES = (torch.float16, torch.bfloat16)
 SOURCES = (".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".py")

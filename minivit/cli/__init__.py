@@ -8,30 +8,13 @@ import warnings
 from collections.abc import Sequence
 
 from minivit import __version__
-from minivit.cli import (
-    ablate,
-    attention,
-    attribute,
-    bench,
-    classify,
-    convert,
-    diff,
-    embed,
-    evaluate,
-    explore,
-    faithfulness,
-    heads,
-    info,
-    lens,
-    models,
-    preprocess,
-    similar,
-    trace,
-    train,
-    verify,
-)
-from minivit.cli.bulk import open_closed_streams, silence_stdout
-from minivit.cli.console import say
+from minivit.cli import bench
+from minivit.cli.checkpoints import convert, diff, info, models, verify
+from minivit.cli.look import ablate, attention, attribute, explore, faithfulness, heads, lens, preprocess, trace
+from minivit.cli.predict import classify, embed, similar
+from minivit.cli.shared.bulk import open_closed_streams, silence_stdout
+from minivit.cli.shared.console import say
+from minivit.cli.training import evaluate, train
 from minivit.errors import MinivitError
 
 COMMANDS = (

@@ -1,7 +1,11 @@
 """Look inside: tensors in, tensors out. Nothing here draws, and nothing changes what the model computes."""
 
-from minivit.study.ablate import ablate, knockout, patched, scan
-from minivit.study.attention import (
+from minivit.study.circuits.ablate import ablate, knockout, patched, scan
+from minivit.study.circuits.attribution import Attribution, attribute
+from minivit.study.circuits.heads import attention_distance, attention_entropy, attention_mass, head_statistics
+from minivit.study.circuits.lens import divergence, lens
+from minivit.study.exploration import Exploration, explore
+from minivit.study.maps.attention import (
     attention_map,
     fuse_heads,
     pool_attention,
@@ -9,10 +13,7 @@ from minivit.study.attention import (
     rollout,
     rollout_matrix,
 )
-from minivit.study.attribution import Attribution, attribute
-from minivit.study.diff import Cause, Row, compare, diff, find_causes
-from minivit.study.explore import Exploration, explore
-from minivit.study.faithfulness import (
+from minivit.study.maps.faithfulness import (
     Curves,
     agreement,
     box_cover,
@@ -26,11 +27,8 @@ from minivit.study.faithfulness import (
     spearman,
     survives,
 )
-from minivit.study.heads import attention_distance, attention_entropy, attention_mass, head_statistics
-from minivit.study.lens import divergence, lens
-from minivit.study.methods import MAPS, method_map
-from minivit.study.names import ALIASES, from_alias, step_names, to_alias
-from minivit.study.relevance import (
+from minivit.study.maps.methods import MAPS, method_map
+from minivit.study.maps.relevance import (
     grad_rollout,
     input_gradients,
     integrated_gradients,
@@ -39,19 +37,17 @@ from minivit.study.relevance import (
     relevance,
     relevance_by_start,
 )
-from minivit.study.stages import diff_swin, swin_step_names, swin_steps
-from minivit.study.tokens import norms, patch_filters, pca, position_similarity, similarity
-from minivit.study.trace import Trace, trace
-from minivit.study.windows import WindowProbs, window_attention, window_map
+from minivit.study.maps.tokens import norms, patch_filters, pca, position_similarity, similarity
+from minivit.study.maps.windows import WindowProbs, window_attention, window_map
+from minivit.study.names import ALIASES, from_alias, step_names, to_alias
+from minivit.study.tracing import Trace, trace
 
 __all__ = [
     "ALIASES",
     "MAPS",
     "Attribution",
-    "Cause",
     "Curves",
     "Exploration",
-    "Row",
     "Trace",
     "WindowProbs",
     "ablate",
@@ -63,13 +59,9 @@ __all__ = [
     "attribute",
     "box_cover",
     "centre_gaussian",
-    "compare",
     "curves",
-    "diff",
-    "diff_swin",
     "divergence",
     "explore",
-    "find_causes",
     "from_alias",
     "fuse_heads",
     "grad_rollout",
@@ -102,8 +94,6 @@ __all__ = [
     "spearman",
     "step_names",
     "survives",
-    "swin_step_names",
-    "swin_steps",
     "to_alias",
     "trace",
     "window_attention",

@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from minivit.errors import UsageError
-from minivit.model import ViT
+from minivit.model.vit import ViT
 
 
 class Step(NamedTuple):

@@ -2,10 +2,10 @@
 
 from minivit.viz.blocks import cells, dots_by_depth, label_maps
 from minivit.viz.charts import confusion_chart, line_chart
-from minivit.viz.colours import RAMPS, colourise, components_to_rgb, ramp, to_unit
+from minivit.viz.colormaps import RAMPS, colourise, components_to_rgb, ramp, to_unit
 from minivit.viz.curves import curve_sheet
-from minivit.viz.explorer import explorer
 from minivit.viz.maps import overlay, paint, sheet
+from minivit.viz.page.html import explorer
 from minivit.viz.terminal import half_blocks, shades
 
 __all__ = [

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minivit.errors import ShapeError, UsageError
 from minivit.viz.charts import COLOURS, round_up
-from minivit.viz.colours import colourise, to_unit
+from minivit.viz.colormaps import colourise, to_unit
 from minivit.viz.maps import INK, PAPER, draw_bar, fit, image_from_rgb
 
 GRID, OTHER = (221, 221, 221), (150, 150, 150)

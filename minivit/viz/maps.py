@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from minivit.errors import ShapeError, UsageError
-from minivit.viz.colours import colourise, components_to_rgb, ramp, to_unit
+from minivit.viz.colormaps import colourise, components_to_rgb, ramp, to_unit
 
 Box = tuple[float, float, float, float]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image
 from torch import Tensor
 
-from minivit.viz.colours import to_unit
+from minivit.viz.colormaps import to_unit
 
 SHADES = " \u2591\u2592\u2593\u2588"  # blank, three densities, full block
 ASCII = " .:-=+*#%@"

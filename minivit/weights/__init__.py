@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from minivit.attention import Attend, attend_sdpa
+from minivit.model.attention import Attend, attend_sdpa
 from minivit.weights import convert
 from minivit.weights.files import BUNDLED, find
-from minivit.weights.save import save
+from minivit.weights.writer import save
 
 __all__ = ["BUNDLED", "describe", "find", "load", "save", "verify"]
 
@@ -34,7 +34,7 @@ def load(
             "torchvision/vit_b_16", folder, weights file, or "minivit/cifar10-vit", the model in the box.
         dtype: of the weights: float32, float64, bfloat16 or float16, whatever the file holds.
         device: where they are put.
-        attend: the attention callable (minivit.attention.Attend); PyTorch's SDPA when None.
+        attend: the attention callable (minivit.model.attention.Attend); PyTorch's SDPA when None.
         revision: branch, tag or commit of a hub model.
         family: a name of weights.tables.FAMILIES, instead of the one config.json implies; a weights file
             without config.json needs it: "facebook", "jax", "torchvision/vit_b_16", "timm/vit_base_patch16_224".

@@ -12,20 +12,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minivit.attention import Attend, attend_sdpa
-from minivit.clip import CLIP
-from minivit.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
 from minivit.errors import CheckpointError, UsageError
-from minivit.model import ViT
-from minivit.swin import Swin
-from minivit.tensorfile import SHORT_DTYPE
-from minivit.tokenizer import Tokenizer
-from minivit.weights.architectures import TIMM_SWINS
-from minivit.weights.configs import find_preprocessor, listed, read_config, read_image_spec, read_labels
+from minivit.model.attention import Attend, attend_sdpa
+from minivit.model.clip import CLIP
+from minivit.model.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
+from minivit.model.swin import Swin
+from minivit.model.tokenizer import Tokenizer
+from minivit.model.vit import ViT
+from minivit.weights.families.architectures import TIMM_SWINS
+from minivit.weights.families.configs import find_preprocessor, listed, read_config, read_image_spec, read_labels
+from minivit.weights.families.tables import FAMILIES, Kind, Row, Spelling, Table
 from minivit.weights.files import Source, find_beside
 from minivit.weights.operations import OPERATIONS
 from minivit.weights.shards import Shards, first_line, load_pickle
-from minivit.weights.tables import FAMILIES, Kind, Row, Spelling, Table
+from minivit.weights.tensorfile import SHORT_DTYPE
 
 __all__ = ["Shards", "build", "describe", "examine", "load_pickle", "match", "read_image_spec", "table_for", "verify"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minivit.errors import CheckpointError, ModelUnavailableError, UsageError
-from minivit.weights import architectures
+from minivit.weights.families import architectures
 
 BUNDLED = {"minivit/cifar10-vit": Path(__file__).parent.parent / "pretrained" / "cifar10-vit"}
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from minivit.errors import CheckpointError
-from minivit.tensorfile import SHORT_DTYPE
 from minivit.weights.files import Source
+from minivit.weights.tensorfile import SHORT_DTYPE
 
 
 class Shards:

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from minivit.cli.console import DTYPES, pick_device, positive, printable, say
+from minivit.cli.shared.console import positive, printable, say
+from minivit.cli.shared.models import DTYPES, pick_device
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
-    from minivit.bench.answers import Finding
-    from minivit.bench.isolate import Limits, Row
-    from minivit.bench.specs import Case
+    from minivit.bench.checks.cases import Case
+    from minivit.bench.checks.findings import Finding
+    from minivit.bench.sandbox import Limits, Row
 
 RIGHTS = "A kernel file is code: it is imported and run with your rights. Read a stranger's before you check it."
 
@@ -71,10 +72,10 @@ def run_check(args: argparse.Namespace) -> int:
     """The plan, the kernels one after the other, and a verdict on each."""
     import torch
 
-    from minivit.bench.checks import CHECKS
-    from minivit.bench.isolate import Limits
-    from minivit.bench.report import run_record
-    from minivit.bench.specs import EFFORTS, Case, plan
+    from minivit.bench.checks.cases import EFFORTS, Case, plan
+    from minivit.bench.checks.numerics import CHECKS
+    from minivit.bench.report.verdicts import run_record
+    from minivit.bench.sandbox import Limits
 
     device = pick_device(args.device)
     if device == "mps":
@@ -108,8 +109,8 @@ def check_kernel(
     kernel: str, cases: Sequence[Case], seed: int, device: str, limits: Limits, emit: Callable[[dict[str, Any]], None]
 ) -> tuple[list[Row], dict[str, Any]]:
     """One kernel through the cases: the rows and the verdict, each emitted as a record as soon as it is there."""
-    from minivit.bench.isolate import check
-    from minivit.bench.report import case_record, verdict_record
+    from minivit.bench.report.verdicts import case_record, verdict_record
+    from minivit.bench.sandbox import check
 
     rows = []
     for row in check(kernel, cases, seed=seed, device=device, limits=limits):
@@ -152,7 +153,7 @@ def print_table(
 ) -> None:
     """The table of a kernel, its verdict, and for each check that failed the worst case and how to see it again."""
     from minivit.bench.kernels import sha256
-    from minivit.bench.report import table, worst_first
+    from minivit.bench.report.verdicts import table, worst_first
 
     digest = sha256(kernel)
     print(printable(kernel) + (f"  sha256 {digest[:16]}" if digest else ""), file=to)
@@ -173,9 +174,9 @@ def run_list(args: argparse.Namespace) -> int:
     """Baselines, whether they run here, and mutants."""
     import torch
 
+    from minivit.bench.checks.cases import Spec
+    from minivit.bench.checks.mutants import MUTANTS
     from minivit.bench.kernels import BASELINES
-    from minivit.bench.mutants import MUTANTS
-    from minivit.bench.specs import Spec
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     spec = Spec(batch=1, heads=3, tokens=197, head_dim=64, dtype=torch.float16, layout="packed", device=device)
@@ -193,10 +194,10 @@ def run_selftest(args: argparse.Namespace) -> int:
     """A line for each kernel of known rightness, and the power of the check."""
     import torch
 
-    from minivit.bench.checks import CHECKS
-    from minivit.bench.isolate import Child, Limits, serve
-    from minivit.bench.selftest import HONEST, selftest
-    from minivit.bench.specs import EFFORTS, plan
+    from minivit.bench.checks.cases import EFFORTS, plan
+    from minivit.bench.checks.numerics import CHECKS
+    from minivit.bench.checks.selftest import HONEST, selftest
+    from minivit.bench.sandbox import Child, Limits, serve
 
     seed = secrets.randbelow(1 << 32) if args.seed is None else args.seed
     cases = plan(list(CHECKS), EFFORTS["small"], device="cpu", dtypes=[torch.float32, torch.bfloat16])

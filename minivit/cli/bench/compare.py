@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Any
 
-from minivit.cli.console import printable, say
+from minivit.cli.shared.console import printable, say
 
 
 def add_parsers(verbs: Any) -> None:
@@ -37,10 +37,10 @@ def share(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    from minivit.bench.compare import compare
-    from minivit.bench.results import line, read
-    from minivit.bench.summary import KEY
-    from minivit.bench.tables import columns, title
+    from minivit.bench.report.results import line, read
+    from minivit.bench.report.tables import columns, title
+    from minivit.bench.timing.compare import compare
+    from minivit.bench.timing.summary import KEY
 
     changes = compare(read(args.old), read(args.new), fail_on=args.fail_on)
     table = [("kernel", "new / old", "95%", "q", "")]

@@ -11,22 +11,15 @@ from typing import TYPE_CHECKING, Any
 from minivit.cli.bench.check import RIGHTS, default_memory
 from minivit.cli.bench.roofline import pick_threads, pick_timed_device
 from minivit.cli.bench.run import add_common, new_folder, quick_cases, seconds, verify, write_reports
-from minivit.cli.console import (
-    DTYPES,
-    add_hub_options,
-    add_model_option,
-    load_model,
-    positive,
-    printable,
-    say,
-)
-from minivit.cli.inputs import find_pictures
+from minivit.cli.shared.console import positive, printable, say
+from minivit.cli.shared.inputs import find_pictures
+from minivit.cli.shared.models import DTYPES, add_hub_options, add_model_option, load_model
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minivit.model import ViT
+    from minivit.model.vit import ViT
 
 
 def add_parsers(verbs: Any) -> None:
@@ -59,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
     """The check, the model, the errors, the rounds, the verdict."""
     import torch
 
-    from minivit.bench.isolate import Limits
     from minivit.bench.kernels import kernel_file
-    from minivit.bench.model import ModelPlan, bench_record, model_row, time_model
-    from minivit.bench.report import fingerprint
-    from minivit.bench.results import FILE, line
-    from minivit.bench.tables import model_lines
+    from minivit.bench.model.blocks import ModelPlan, bench_record, model_row, time_model
+    from minivit.bench.report.results import FILE, line
+    from minivit.bench.report.tables import model_lines
+    from minivit.bench.report.verdicts import fingerprint
+    from minivit.bench.sandbox import Limits
 
     args.device = device = pick_timed_device(args.device)
     threads = pick_threads(args.threads)
@@ -118,8 +111,8 @@ def _pixels(args: argparse.Namespace, model: ViT, seed: int) -> tuple[list[str],
     import torch
 
     from minivit.errors import ImageError
-    from minivit.predict import image_spec_of
-    from minivit.preprocess import preprocess
+    from minivit.images.preprocess import preprocess
+    from minivit.inference.predict import image_spec_of
 
     weight = model.patch_embed.weight
     if args.images is None:

@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.console import DTYPES, pick_device, positive, say
+from minivit.cli.shared.console import positive, say
+from minivit.cli.shared.models import DTYPES, pick_device
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from minivit.bench.roofline import Roof
+    from minivit.bench.timing.roofline import Roof
 
 FRESH = 7 * 24 * 3600  # seconds for which roofs are used again
 
@@ -35,9 +36,9 @@ def add_parsers(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from minivit.bench.isolate import Limits
-    from minivit.bench.results import line
-    from minivit.bench.run import roof_record
+    from minivit.bench.report.results import line
+    from minivit.bench.sandbox import Limits
+    from minivit.bench.timing.run import roof_record
 
     device = pick_timed_device(args.device)
     dtypes = pick_dtypes(args.dtypes)
@@ -62,9 +63,9 @@ def roof_for(
     """The roofs of so many threads and their age in seconds: kept ones, or measured now and kept."""
     import time
 
-    from minivit.bench import roofline
-    from minivit.bench.report import fingerprint
-    from minivit.bench.run import measure_roof
+    from minivit.bench.report.verdicts import fingerprint
+    from minivit.bench.timing import roofline
+    from minivit.bench.timing.run import measure_roof
 
     file = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minivit" / "roofline.json"
     environment = fingerprint(device) | {"threads": threads}
@@ -108,7 +109,7 @@ def pick_threads(text: str | None) -> list[int]:
     Raises:
         UsageError: no number, or more than there are cores.
     """
-    from minivit.bench.machine import allowed_cores
+    from minivit.bench.timing.machine import allowed_cores
 
     cores = len(allowed_cores())
     try:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from minivit.cli.bench.check import RIGHTS, check_kernel, default_memory, print_table
 from minivit.cli.bench.roofline import pick_dtypes, pick_threads, pick_timed_device, roof_for
-from minivit.cli.console import positive, printable, say
+from minivit.cli.shared.console import positive, printable, say
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
-    from minivit.bench.isolate import Limits
-    from minivit.bench.specs import Case, Cell
+    from minivit.bench.checks.cases import Case, Cell
+    from minivit.bench.sandbox import Limits
 
 Record = dict[str, Any]
 
@@ -90,13 +90,13 @@ def seconds(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """The check, the roofs, the rounds, the rows."""
-    from minivit.bench.isolate import Limits
     from minivit.bench.kernels import kernel_file
-    from minivit.bench.report import fingerprint
-    from minivit.bench.results import FILE, line
-    from minivit.bench.run import Plan, bench_record, open_child, roof_record, time_cells
-    from minivit.bench.summary import doubtful, rows
-    from minivit.bench.tables import cell_lines, cells
+    from minivit.bench.report.results import FILE, line
+    from minivit.bench.report.tables import cell_lines, cells
+    from minivit.bench.report.verdicts import fingerprint
+    from minivit.bench.sandbox import Limits
+    from minivit.bench.timing.run import Plan, bench_record, open_child, roof_record, time_cells
+    from minivit.bench.timing.summary import doubtful, rows
 
     device = pick_timed_device(args.device)
     dtypes = pick_dtypes(args.dtypes)
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
 
 def pick_cells(args: argparse.Namespace, dtypes: Sequence[Any], device: str) -> list[Cell]:
     """Every shape in every dtype and direction."""
-    from minivit.bench.specs import DIRECTIONS, LAYOUTS, Cell, Spec, parse_shape
+    from minivit.bench.checks.cases import DIRECTIONS, LAYOUTS, Cell, Spec, parse_shape
 
     if args.layout not in LAYOUTS:
         raise UsageError(f"--layout {args.layout}: choose from {', '.join(LAYOUTS)}")
@@ -183,8 +183,8 @@ def pick_cells(args: argparse.Namespace, dtypes: Sequence[Any], device: str) -> 
 
 def quick_cases(dtypes: Sequence[Any], device: str, grads: bool) -> list[Case]:
     """The plan of `bench check --quick` in these dtypes; gradients only where they will be timed."""
-    from minivit.bench.checks import CHECKS
-    from minivit.bench.specs import EFFORTS, plan
+    from minivit.bench.checks.cases import EFFORTS, plan
+    from minivit.bench.checks.numerics import CHECKS
 
     checks = [check for check in CHECKS if grads or not check.startswith("backward/")]
     return plan(checks, EFFORTS["quick"], device=device, dtypes=dtypes)
@@ -224,7 +224,7 @@ def new_folder(out: str | None) -> Path | None:
     Raises:
         UsageError: it holds a run, or cannot be made.
     """
-    from minivit.bench.results import FILE
+    from minivit.bench.report.results import FILE
 
     if out is None:
         return None
@@ -249,9 +249,9 @@ def make(folder: Path) -> Path:
 
 def write_reports(folder: Path, records: Sequence[Record]) -> None:
     """report.md and report.html of a run of `bench run` or `bench model`."""
-    from minivit.bench.html import model_page, page
-    from minivit.bench.results import of_kind
-    from minivit.bench.tables import markdown, model_markdown
+    from minivit.bench.report.html import model_page, page
+    from minivit.bench.report.results import of_kind
+    from minivit.bench.report.tables import markdown, model_markdown
 
     whole = bool(of_kind(records, "model"))
     (folder / "report.md").write_text(model_markdown(records) if whole else markdown(records), encoding="utf-8")
@@ -261,10 +261,10 @@ def write_reports(folder: Path, records: Sequence[Record]) -> None:
 
 def run_report(args: argparse.Namespace) -> int:
     """What is told anew from the blocks, and the reports from that."""
-    from minivit.bench.model import model_row
-    from minivit.bench.results import of_kind, read
-    from minivit.bench.summary import rows
-    from minivit.bench.tables import cell_lines, cells, model_lines
+    from minivit.bench.model.blocks import model_row
+    from minivit.bench.report.results import of_kind, read
+    from minivit.bench.report.tables import cell_lines, cells, model_lines
+    from minivit.bench.timing.summary import rows
 
     records = [record for record in read(args.file) if record["kind"] not in ("row", "model")]
     if of_kind(records, "model-block"):

@@ -1,0 +1,1 @@
+"""Is a kernel right: cases, inputs, tolerance, numerics, side effects."""

@@ -1,0 +1,1 @@
+"""Bench results as records, tables and HTML."""

@@ -1,0 +1,120 @@
+"""minivit info: what a model is, from its files alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from minivit.cli.shared.console import printable
+from minivit.cli.shared.models import add_hub_options, go_offline
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="describe a model without running it",
+        description="Architecture, parameters, tokens, labels, preprocessing and bytes of a model, read from "
+        "config.json and the headers of its weight files; nothing is run.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="hub id, folder or weights file")
+    parser.add_argument("--json", action="store_true", help="write one JSON object")
+    add_hub_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from minivit.weights import describe
+
+    if args.offline:
+        go_offline()
+    facts = describe(args.model, revision=args.revision, family=args.family)
+    print(json.dumps(facts, indent=2) if args.json else text(facts))
+    return 0
+
+
+POOLED = {
+    "cls": "class token",
+    "mean": "mean of the patches",
+    "cls+mean": "class token and the mean of the patches",
+    "cls&dist": "class token and, a second one, on the distillation token",
+    "map": "attention pool",
+}
+GATED = {"plain": "", "swiglu": "gated, "}
+
+
+def text(facts: dict[str, Any]) -> str:
+    """The facts as a table for people."""
+    if "windowing" in facts["config"]:
+        return swin_text(facts)
+    both = facts["config"] if "image" in facts["config"] else None
+    c, tokens, labels = facts["config"], facts["tokens"], facts["labels"]
+    c = both["image"] if both else c
+    named = f"{len(labels)}: {labels[0]} ... {labels[-1]}" if labels else "none named"
+    pooled = POOLED[c["pooling"]] + (", tanh pooler" if c["pooler"] else "")
+    other = f"projection to {c['projection']}" if c["projection"] else "none"
+    head = f"{c['classes']} classes" if c["classes"] else other
+    rows = {
+        "architecture": blocks(c),
+        "image": f"{c['image_size'][0]} x {c['image_size'][1]} pixels in patches of {c['patch_size']}"
+        + (", other sizes welcome" if c["any_size"] else ""),
+        "tokens": f"{tokens['count']} = {tokens['prefix']} prefix + {tokens['grid'][0]} x {tokens['grid'][1]} patches",
+        "head": f"{head}, on the {pooled}",
+        **({"text tower": text_tower(both)} if both else {}),
+        "labels": named if c["classes"] else "texts, as you give them" if both else "no head",
+    }
+    return table(facts, rows)
+
+
+def table(facts: dict[str, Any], rows: dict[str, str]) -> str:
+    """Rows about an architecture, and those every model has."""
+    weights = facts["weights"]
+    rows = {
+        **rows,
+        "parameters": f"{facts['parameters']:,}",
+        "weights": f"{weights['bytes'] / 1e6:,.1f} MB, {', '.join(weights['dtypes'])}, in {weights['files']} file(s)",
+        "revision": facts["revision"] or "local files",
+        "preprocessing": facts["preprocessing"] or "not stated (no preprocessor_config.json)",
+    }
+    return "\n".join([facts["model"], *(f"  {name:<14} {printable(value)}" for name, value in rows.items())])
+
+
+def swin_text(facts: dict[str, Any]) -> str:
+    """The facts of a Swin as a table for people."""
+    c, labels, tokens = facts["config"], facts["labels"], facts["tokens"]
+    named = f"{len(labels)}: {labels[0]} ... {labels[-1]}" if labels else "none named"
+
+    def each(values: Any) -> str:
+        return " / ".join(map(str, values))
+
+    return table(
+        facts,
+        {
+            "architecture": f"Swin, stages of {each(c['depths'])} blocks, width {c['width']} doubling, "
+            f"{each(c['heads'])} heads, MLP x {c['mlp_ratio']:g} ({c['activation']}), LayerNorm eps {c['eps']:g}",
+            "windows": f"{each(c['window'])} patches along each side, shifted by half in every other block",
+            "image": f"{c['image_size'][0]} x {c['image_size'][1]} pixels in patches of {c['patch_size']}"
+            + (", other sizes welcome" if c["any_size"] else ""),
+            "tokens": f"{tokens['count']} = {tokens['grid'][0]} x {tokens['grid'][1]} in the last stage",
+            "head": f"{c['classes']} classes, on the mean of the tokens" if c["classes"] else "none",
+            "labels": named if c["classes"] else "no head",
+        },
+    )
+
+
+def blocks(c: dict[str, Any]) -> str:
+    """The blocks of a tower, in a line."""
+    return (
+        f"{c['depth']} blocks of width {c['width']}, {c['heads']} heads of {c['width'] // c['heads']}, "
+        f"MLP {c['mlp_width']} ({GATED[c.get('mlp', 'plain')]}{c['activation']}), LayerNorm eps {c['eps']:g}"
+    )
+
+
+def text_tower(both: dict[str, Any]) -> str:
+    """The text tower of two, and how both meet."""
+    c = both["text"]
+    seen = "causal" if c["causal"] else "every token sees all"
+    return (
+        f"{blocks(c)}; {c['vocabulary']:,} ids, {c['context']} tokens, {seen}; meets pictures in {c['projection']} "
+        f"numbers, {both['score']}"
+    )

@@ -1,0 +1,63 @@
+"""minivit verify: whether a checkpoint makes up one model, before a single weight is read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from minivit.cli.shared.console import printable, say
+from minivit.cli.shared.models import add_hub_options, go_offline
+from minivit.errors import CheckpointError
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="prove a checkpoint against the table of its family",
+        description="Compare a checkpoint with the table of its family, from config.json and the headers of its weight "
+        "files alone: every tensor used once or known to be of no use, every parameter filled, every shape equal. "
+        "The exit code is 1 when it falls short.",
+    )
+    parser.add_argument("model", metavar="MODEL|PATH", help="hub id, folder or weights file")
+    parser.add_argument("--json", action="store_true", help="write one JSON object")
+    add_hub_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from minivit.weights import verify
+
+    if args.offline:
+        go_offline()
+    try:
+        facts = verify(args.model, revision=args.revision, family=args.family)
+    except CheckpointError as error:  # no checkpoint at all falls short, too
+        facts = {"model": args.model, "revision": None, "good": False, "error": str(error)}
+    if args.json:
+        print(json.dumps(facts, indent=2))
+    elif facts["error"]:
+        say(printable(facts["error"]))
+    else:
+        print(text(facts))
+    return 0 if facts["good"] else 1
+
+
+def text(facts: dict[str, Any]) -> str:
+    """The facts as a table for people, every fault on a line of its own."""
+    tensors, head, preprocessing = facts["tensors"], facts["head"], facts["preprocessing"]
+    unused = f", {tensors['dropped']} of no use to inference" if tensors["dropped"] else ""
+    named = f"all {head['labels']} named" if head["labels"] else "none named"
+    rows = {
+        "family": facts["family"],
+        "parameters": f"{facts['parameters']:,}",
+        "tensors": f"{tensors['used']} of {tensors['in file']} used{unused}; {', '.join(facts['dtypes'])}",
+        "head": f"{head['outputs']} outputs, {named}" if head["outputs"] else "none",
+        "preprocessing": " ".join(filter(None, [preprocessing["from"] + ":", preprocessing["steps"]])).rstrip(":"),
+        **{kind: "none" for kind in ("missing", "unexpected", "mismatched") if not facts[kind]},
+    }
+    lines = [f"{facts['model']}: {'good' if facts['good'] else 'falls short'}"]
+    lines += [f"  {name:<14} {printable(value)}" for name, value in rows.items()]
+    for kind in ("missing", "unexpected", "mismatched"):
+        lines += [f"  {kind:<14} {printable(fault)}" for fault in facts[kind]]
+    return "\n".join(lines)

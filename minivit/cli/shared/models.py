@@ -1,0 +1,190 @@
+"""The options that choose a model and where it runs, and the model they choose."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minivit.cli.shared.console import say
+from minivit.errors import ModelUnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from minivit.model.clip import CLIP
+    from minivit.model.vit import ViT
+
+DEFAULT_MODEL = "google/vit-base-patch16-224"
+BUNDLED_MODEL = "minivit/cifar10-vit"
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """--model, which defaults to `auto`."""
+    parser.add_argument(
+        "-m",
+        "--model",
+        default="auto",
+        metavar="ID|PATH",
+        help=f"hub id, folder or weights file; auto (the default) is {DEFAULT_MODEL} when it is cached "
+        f"or can be downloaded, else the bundled {BUNDLED_MODEL}",
+    )
+
+
+def add_hub_options(parser: argparse.ArgumentParser) -> None:
+    """--revision and --offline, for commands that may download a model."""
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
+    parser.add_argument(
+        "--family",
+        metavar="FAMILY",
+        help="what a weights file without config.json is: torchvision/MODEL, timm/MODEL, facebook or jax",
+    )
+    parser.add_argument("--offline", action="store_true", help="never use the network (as HF_HUB_OFFLINE=1)")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """--device and --dtype, for commands that run the model."""
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:N or mps")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of weights and arithmetic")
+
+
+def go_offline() -> None:
+    """Keep huggingface_hub from the network; it reads its environment once, when first imported."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def load_any(args: argparse.Namespace) -> Any:
+    """The model the options ask for; `auto` may fall back to the bundled one, and says so."""
+    import torch
+
+    from minivit.weights import load
+
+    if args.offline:
+        go_offline()
+    device = pick_device(args.device)
+    dtype = getattr(torch, args.dtype)
+    if args.model != "auto":
+        return load(args.model, revision=args.revision, family=args.family, dtype=dtype, device=device)
+    if args.family:
+        raise UsageError(f"--family {args.family} says what a file is; name the file with --model")
+    try:
+        return load(DEFAULT_MODEL, revision=args.revision, dtype=dtype, device=device)
+    except ModelUnavailableError as error:
+        say(str(error))
+        say(f"using the bundled {BUNDLED_MODEL} instead: it knows ten classes and sees 32 x 32 pixels")
+        return load(BUNDLED_MODEL, dtype=dtype, device=device)
+
+
+def pick_device(name: str) -> str:
+    """A torch device for --device; `auto` is the first of cuda, mps, cpu that is there.
+
+    Raises:
+        UsageError: no such device, or not on this machine.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(kind for kind, available in there.items() if available)
+    try:
+        kind, index = torch.device(name).type, torch.device(name).index
+    except RuntimeError:
+        raise UsageError(f"--device {name}: no such device; use auto, cpu, cuda, cuda:N or mps") from None
+    if not there.get(kind) or (kind == "cuda" and index is not None and index >= torch.cuda.device_count()):
+        raise UsageError(f"--device {name}: not available on this machine; use --device cpu or auto")
+    return name
+
+
+def load_model(args: argparse.Namespace) -> ViT:
+    """The ViT the options ask for, as `plain_vit`; else as `load_any`."""
+    return plain_vit(load_picture_model(args), args.model)
+
+
+def plain_vit(model: Any, name: str) -> ViT:
+    """A loaded model as a ViT: of two towers, the image tower.
+
+    Raises:
+        UsageError: a Swin, for commands that read the tokens of a ViT.
+    """
+    from minivit.model.clip import CLIP
+    from minivit.model.swin import Swin
+
+    if isinstance(model, Swin):
+        raise UsageError(
+            f"{name}: is a Swin, whose tokens see only their window and merge from stage to stage; this command reads "
+            "the tokens of a plain ViT through all layers. Swin is for classify, embed, eval, info, verify, convert, "
+            "diff, heads and attention --method raw"
+        )
+    return model.image if isinstance(model, CLIP) else model
+
+
+def load_picture_model(args: argparse.Namespace) -> Any:
+    """The model that reads pictures, a ViT or a Swin: of two towers, the image tower; else as `load_any`.
+
+    Where the command takes --labels and they were given, their texts are its classes.
+    """
+    from minivit.model.clip import CLIP
+
+    if (zero_shot := load_zero_shot(args)) is not None:
+        return zero_shot
+    model = load_any(args)
+    return model.image if isinstance(model, CLIP) else model
+
+
+def add_label_options(parser: argparse.ArgumentParser) -> None:
+    """--labels, --labels-file and --template, for commands that take texts as classes."""
+    group = parser.add_argument_group("texts as classes", "of a model with a text tower (CLIP, SigLIP)")
+    group.add_argument("--labels", nargs="+", metavar="TEXT", help="the classes, each a text")
+    group.add_argument("--labels-file", metavar="FILE", help="more of them, one a line")
+    group.add_argument(
+        "--template",
+        action="append",
+        metavar="TEXT",
+        help='what is said of a label, such as "a photo of a {}"; several are averaged as embeddings ("{}")',
+    )
+
+
+def load_zero_shot(args: argparse.Namespace) -> ViT | None:
+    """The model of the options with a class for every label; None where there are no labels.
+
+    Raises:
+        UsageError: a template without labels, a labels file that cannot be read, or a model without a text tower.
+    """
+    labels = labels_of(args)
+    if labels is None:
+        return None
+    return load_towers(args).zero_shot(labels, args.template or ["{}"])
+
+
+def labels_of(args: argparse.Namespace) -> list[str] | None:
+    """The labels of the options, in their order; None where none were asked for, or the command takes none."""
+    if not hasattr(args, "labels"):
+        return None
+    if args.labels is None and args.labels_file is None:
+        if args.template:
+            raise UsageError("--template says how labels are spoken of; give them with --labels or --labels-file")
+        return None
+    labels = list(args.labels or [])
+    if args.labels_file is not None:
+        try:
+            lines = Path(args.labels_file).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{args.labels_file}: no text file to read ({error})") from None
+        labels += [line.strip() for line in lines if line.strip()]
+    return labels
+
+
+def load_towers(args: argparse.Namespace) -> CLIP:
+    """The two towers the options ask for.
+
+    Raises:
+        UsageError: a model without a text tower.
+    """
+    from minivit.model.clip import CLIP
+
+    if args.model == "auto":
+        raise UsageError("texts need a model with a text tower: --model openai/clip-vit-base-patch32, for example")
+    model = load_any(args)
+    if not isinstance(model, CLIP):
+        raise UsageError(f"{args.model}: has no text tower; texts need one, as in openai/clip-vit-base-patch32")
+    return model

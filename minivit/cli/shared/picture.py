@@ -1,0 +1,103 @@
+"""One picture for the commands that look inside a model."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minivit.cli.shared.console import printable, say
+from minivit.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from minivit.images.spec import ImageSpec
+    from minivit.model.vit import ViT
+
+
+def open_photo(argument: str) -> tuple[Image.Image, list[str]]:
+    """The upright RGB picture an argument names ("-" is standard input), and what was done to make it that."""
+    from minivit.images.decode import open_image
+
+    notes: list[str] = []
+    if argument == "-" and sys.stdin.isatty():
+        raise UsageError("- reads a picture from standard input: pipe it in")
+    source = BytesIO(sys.stdin.buffer.read()) if argument == "-" else argument
+    return open_image(source, name=argument, warn=notes.append), notes
+
+
+def say_notes(argument: str, notes: list[str]) -> None:
+    """Each liberty taken with a picture, as one line of talk."""
+    for note in notes:
+        say(f"{printable(argument)}: {note}")
+
+
+def pixels_for(model: ViT, photo: Image.Image) -> tuple[Tensor, ImageSpec]:
+    """A picture as this model reads it, pixels (1, C, H, W) on its device and in its dtype, and its preprocessing."""
+    from minivit.images.preprocess import pixels_from_image, resize_and_crop
+    from minivit.inference.predict import image_spec_of
+
+    spec = image_spec_of(model)
+    pixels_CHW = pixels_from_image(resize_and_crop(photo, spec), spec)
+    return pixels_CHW[None].to(model.patch_embed.weight), spec
+
+
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """A file that cannot be written is a wrong argument, not a failure of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"-o {path}: cannot be written ({error.strerror or error})") from None
+
+
+def check_suffix(path: str | None, *suffixes: str) -> None:
+    """Refuse an output file of a kind this command does not write, or without a folder, before anything is computed."""
+    if path is not None and Path(path).suffix.lower() not in suffixes:
+        raise UsageError(f"-o {path}: the name must end in {' or '.join(suffixes)}")
+    if path is not None and not Path(path).parent.is_dir():
+        raise UsageError(f"-o {path}: cannot be written (no such folder)")
+
+
+def show(image: Image.Image, values_hw: Tensor | None, columns: int = 100) -> str:
+    """A picture as text for this terminal, at most so wide; in shades of its map where there are no colours.
+
+    Raises:
+        UsageError: no colours, and no map that shades could show.
+    """
+    from minivit.viz import half_blocks, shades
+
+    columns = min(shutil.get_terminal_size().columns, columns)
+    unicode = "utf" in (sys.stdout.encoding or "").lower()
+    if os.environ.get("NO_COLOR") or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        if values_hw is None:
+            raise UsageError("a picture needs colours: write it with -o FILE.png")
+        return shades(values_hw, unicode=unicode)
+    deep = os.environ.get("COLORTERM", "") in ("truecolor", "24bit")
+    return half_blocks(image, columns, unicode=unicode, colours=2**24 if deep else 256)
+
+
+def whole(text: str) -> int:
+    """An argparse type: a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value

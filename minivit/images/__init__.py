@@ -1,0 +1,1 @@
+"""An image file becomes pixels: decode, then preprocess as an ImageSpec says."""

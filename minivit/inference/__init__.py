@@ -1,0 +1,1 @@
+"""Pixels in, answers out: predict, optimize, prefetch, records, resumable JSONL, embedding files, Ray Data."""

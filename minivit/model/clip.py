@@ -1,0 +1,127 @@
+"""Two towers that meet in one space: CLIP (arXiv:2103.00020) and SigLIP (arXiv:2303.15343)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minivit.errors import CheckpointError, UsageError
+from minivit.images.spec import ImageSpec
+from minivit.model.attention import Attend, attend_sdpa
+from minivit.model.config import CLIPConfig
+from minivit.model.text import TextTower
+from minivit.model.tokenizer import Tokenizer
+from minivit.model.vit import ViT, cosine_logits
+
+
+class CLIP(nn.Module):
+    """A ViT for pictures, a Transformer for texts, and how near the one is to the other.
+
+    Attributes:
+        config: the CLIPConfig it was built from.
+        image: the image tower, a ViT without a head; it stands alone wherever a ViT is read.
+        text: the text tower.
+        tokenizer: texts -> ids, from the checkpoint's own tokenizer.json; None where it has none.
+    """
+
+    def __init__(self, config: CLIPConfig, attend: Attend = attend_sdpa):
+        super().__init__()
+        self.config = config
+        self.tokenizer: Tokenizer | None = None
+        self.image = ViT(config.image, attend)
+        self.text = TextTower(config.text, attend)
+        self.logit_scale = nn.Parameter(torch.full((1,), 2.6592))  # ln(1 / 0.07), where the paper begins
+        self.logit_bias = nn.Parameter(torch.full((1,), -10.0)) if config.score == "sigmoid" else None
+
+    def forward(self, pixels_BCHW: Tensor, ids_LT: Tensor, *, resample: bool = False) -> Tensor:
+        """Pictures (B, C, H, W) and texts as ids (L, T) -> logits_BL: softmax of a row, or for SigLIP sigmoid of each.
+
+        Raises:
+            ShapeError, UsageError: as the towers.
+        """
+        pictures_BE = self.encode_image(pixels_BCHW, resample=resample)
+        return cosine_logits(pictures_BE, self.encode_text(ids_LT), self.logit_scale, self.logit_bias)
+
+    def encode_image(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
+        """Pixels (B, C, H, W) -> (B, E) in the shared space, not of length 1."""
+        return self.image(pixels_BCHW, resample=resample)
+
+    def encode_text(self, ids_BT: Tensor) -> Tensor:
+        """Token ids (B, T) -> (B, E) in the shared space, not of length 1."""
+        return self.text(ids_BT)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> ids_BT as the towers were trained with, on the device of the weights; a long text is cut.
+
+        Raises:
+            CheckpointError: the checkpoint has no tokenizer.json, or one that is not this model's.
+            UsageError: the tokenizers package is missing, or there are no texts.
+        """
+        if self.tokenizer is None:
+            raise CheckpointError(f"{self.name}: has no tokenizer.json, so texts cannot become ids; put it there")
+        if isinstance(texts, str) or not texts:
+            raise UsageError(f"texts is {texts!r}; give a list of at least one text")
+        return self.tokenizer(texts).to(self.logit_scale.device)
+
+    def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+        """Texts -> (B, E), each of length 1; raises as `tokenize`."""
+        with torch.no_grad():
+            parts = self.tokenize(texts).split(batch_size)
+            return torch.cat([F.normalize(self.encode_text(part), dim=-1) for part in parts])
+
+    def zero_shot(self, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> ViT:
+        """The image tower with a class for every label: a ViT like any other, which shares the tower's weights.
+
+        Everything that reads a ViT with a head reads it: classify, trace, relevance for a text. Of several templates
+        the embeddings are averaged, each of length 1 before and after, as in section 3.1.4 of arXiv:2103.00020.
+
+        Args:
+            labels: what the classes are called.
+            templates: texts with {} where the label goes, such as "a photo of a {}".
+
+        Raises:
+            UsageError: no labels, one twice, or a template without {}.
+            CheckpointError: as `tokenize`.
+        """
+        if isinstance(labels, str) or not labels:
+            raise UsageError(f"labels is {labels!r}; give a list of at least one")
+        twice = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
+        if twice is not None:
+            raise UsageError(f"label {twice!r} is there more than once")
+        if isinstance(templates, str) or not templates:
+            raise UsageError(f"templates is {templates!r}; give a list of at least one")
+        wrong = next((template for template in templates if "{}" not in template), None)
+        if wrong is not None:
+            raise UsageError(f"template {wrong!r} has no {{}}, where the label goes")
+        texts = [template.replace("{}", label) for label in labels for template in templates]
+        # (L * templates, E) -> (L, E)
+        means_LE = self.embed_texts(texts).unflatten(0, (len(labels), -1)).mean(dim=1)
+        config = replace(self.image.config, classes=len(labels), head="cosine", score=self.config.score)
+        with torch.device("meta"):
+            model = ViT(config, self.image.attend)
+        bias = torch.zeros_like(self.logit_scale) if self.logit_bias is None else self.logit_bias
+        head = {"weight": F.normalize(means_LE, dim=-1), "logit_scale": self.logit_scale, "logit_bias": bias}
+        state = {**self.image.state_dict(), **{f"head.{name}": tensor.detach() for name, tensor in head.items()}}
+        model.load_state_dict(state, assign=True)
+        model.labels = dict(enumerate(labels))
+        model.image_spec, model.name, model.revision = self.image_spec, self.name, self.revision
+        return model.eval()
+
+    @property
+    def image_spec(self) -> ImageSpec | None:
+        """How its pictures are prepared, or None when no checkpoint said so."""
+        return self.image.image_spec
+
+    @property
+    def name(self) -> str | None:
+        """Where the weights came from; set by `minivit.load`."""
+        return self.image.name
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a hub model; set by `minivit.load`."""
+        return self.image.revision

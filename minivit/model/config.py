@@ -1,0 +1,388 @@
+"""What a model is, as data: its sizes, its token layout, its picture. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from minivit.errors import ShapeError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
+MLPS = ("plain", "swiglu")
+POSITIONS = ("learned", "learned_all", "learned_patches", "rope")
+POSITION_RESAMPLINGS = ("hf", "dinov2", "timm", "dino", "torchvision", "npz", "jax")  # see embed.resample_positions
+NORMS = ("tokens", "pooled")
+POOLINGS = ("cls", "mean", "cls+mean", "cls&dist", "map")
+HEADS = ("linear", "cosine")
+SCORES = ("softmax", "sigmoid")
+WINDOWINGS = ("hf", "torchvision", "timm")  # see swin.windows_of
+TEXT_POOLINGS = ("argmax", "end", "last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLayout:
+    """How the N tokens of a sequence lie: prefix tokens first, then the patches row by row."""
+
+    cls: int = 1  # class tokens, 0 or 1
+    dist: int = 0  # distillation tokens (DeiT), 0 or 1
+    registers: int = 0  # register tokens (DINOv2 with registers)
+    grid: tuple[int, int]  # patches as (rows, columns)
+
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before the first patch."""
+        return self.cls + self.dist + self.registers
+
+    @property
+    def patches(self) -> int:
+        """P, the number of patches."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def count(self) -> int:
+        """N, the number of tokens."""
+        return self.prefix + self.patches
+
+    def to_grid(self, x: Tensor, dim: int = 1) -> Tensor:
+        """Lay one axis of tokens out as the picture: (..., N or P, ...) -> (..., rows, columns, ...).
+
+        An axis of N tokens loses its prefix tokens first; one of P patches is only folded.
+
+        Raises:
+            ShapeError: the axis holds neither N nor P entries; the message has all three numbers.
+        """
+        length = x.shape[dim]
+        if length == self.count:
+            x = x.narrow(dim, self.prefix, self.patches)
+        elif length != self.patches:
+            rows, columns = self.grid
+            raise ShapeError(
+                f"axis {dim} has {length} entries; a {rows} x {columns} grid has {self.patches} patches "
+                f"and {self.count} tokens with its {self.prefix} prefix token(s)"
+            )
+        return x.unflatten(dim, self.grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """The sizes and switches of one ViT (Dosovitskiy et al. 2021, arXiv:2010.11929)."""
+
+    image_size: tuple[int, int] = (224, 224)  # pixels (height, width) the positions were trained for
+    patch_size: int = 16  # pixels along each side of a patch
+    channels: int = 3  # C
+    width: int = 768  # D, the size of a token
+    depth: int = 12  # number of blocks
+    heads: int = 12  # A, attention heads per block
+    mlp_width: int = 3072  # F, the hidden size of the MLP
+    classes: int = 1000  # L, outputs of the head; 0 means no head, the model returns pooled_BD
+
+    # Tokens and positions
+    cls_token: bool = True  # a class token stands first
+    dist_token: bool = False  # a distillation token behind it (DeiT)
+    registers: int = 0  # register tokens between those and the patches (DINOv2 with registers, DINOv3)
+    positions: str = "learned"  # rows for all but registers; _all: for those too; _patches: for patches; or "rope"
+    rope_theta: float = 100.0  # base of the rotary frequencies, where positions is "rope"
+    position_resampling: str = "hf"  # how learned positions are stretched to another size, one of POSITION_RESAMPLINGS
+    any_size: bool = False  # pictures of another size are taken without asking, as DINOv2 and DINOv3 are used
+    drop_rest: bool = False  # pixels at the right and below that make no whole patch go unseen (SigLIP), not refused
+    patch_bias: bool = True  # of the patch embedding; CLIP has none
+
+    # Blocks
+    eps: float = 1e-6  # of every LayerNorm; 1e-12 in the files of google/vit-*
+    activation: str = "gelu"  # of the MLP, one of ACTIVATIONS; "gelu" is the exact one (erf)
+    mlp: str = "plain"  # or "swiglu": activation(gate) * value, both F wide
+    qkv_bias: bool = True  # whether queries, keys and values have a bias
+    layer_scale: bool = False  # a learned factor per channel on every branch, before it is added
+    norm_pre: bool = False  # a LayerNorm before the first block (CLIP)
+
+    # From tokens to the answer
+    norm: str = "tokens"  # the final LayerNorm covers all "tokens", or only what is "pooled" from them
+    pooling: str = "cls"  # what the head reads, one of POOLINGS; "cls&dist" has a head for each, "map" attends
+    pooler: bool = False  # a tanh layer between pooling and head, as in the *-in21k files
+    projection: int = 0  # size of the shared space of pictures and texts (CLIP), reached without a bias; 0: none
+    head: str = "linear"  # or "cosine": how near the picture is to the text of each class (CLIP, SigLIP)
+    score: str = "softmax"  # of the logits; or "sigmoid", which judges each class alone (SigLIP)
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "channels", "width", "depth", "heads", "mlp_width"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self._makes_patches(self.image_size):
+            raise UsageError(f"image_size {self.image_size} is not a whole number of patches of {self.patch_size}")
+        if self.width % self.heads:
+            raise UsageError(f"width {self.width} is not divisible by {self.heads} heads")
+        if self.classes < 0:
+            raise UsageError(f"classes is {self.classes}; it must be 0 (no head) or more")
+        if not 0 < self.eps < 1:
+            raise UsageError(f"eps is {self.eps}; it must lie between 0 and 1")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        for name in ("registers", "projection"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 (none) or more")
+        self._check_parts_fit()
+
+    def _check_parts_fit(self) -> None:
+        """Refuse switches that contradict each other."""
+        if "cls" in self.pooling and not self.cls_token:
+            raise UsageError(f"pooling {self.pooling} needs a class token")
+        if self.pooling == "cls&dist" and not self.dist_token:
+            raise UsageError("pooling cls&dist needs a distillation token")
+        if self.positions == "rope" and self.head_dim % 4:
+            raise UsageError(f"heads of {self.head_dim} cannot be rotated by rows and columns; it must divide by 4")
+        if self.classes and self.projection and self.head == "linear":
+            raise UsageError(
+                f"{self.classes} classes and a projection to {self.projection}; a model has one of them, "
+                "or a cosine head, which compares both"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """K, the size of one head's queries, keys and values."""
+        return self.width // self.heads
+
+    @property
+    def positioned_prefix(self) -> int:
+        """How many of the prefix tokens, from the first, have a row in the learned positions."""
+        special = int(self.cls_token) + int(self.dist_token)
+        return {"learned": special, "learned_all": special + self.registers}.get(self.positions, 0)
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The tokens of a picture of `image_size`."""
+        return self.layout_for(self.image_size)
+
+    def layout_for(self, image_size: tuple[int, int]) -> TokenLayout:
+        """The tokens of a picture of another size.
+
+        Raises:
+            ShapeError: the picture is not a whole number of patches, or with `drop_rest` smaller than one.
+        """
+        height, width = image_size
+        if not self._makes_patches(image_size):
+            raise ShapeError(f"an image of {height} x {width} is not a whole number of patches of {self.patch_size}")
+        return TokenLayout(
+            cls=int(self.cls_token),
+            dist=int(self.dist_token),
+            registers=self.registers,
+            grid=(height // self.patch_size, width // self.patch_size),
+        )
+
+    def _makes_patches(self, image_size: tuple[int, int]) -> bool:
+        patch = self.patch_size
+        return all(side >= patch and (self.drop_rest or side % patch == 0) for side in image_size)
+
+    @classmethod
+    def preset(cls, name: str, **changes) -> ViTConfig:
+        """A named size such as "B/16": a row of SIZES, a patch size in pixels, and any field to change.
+
+        Raises:
+            UsageError: no such row or patch size; the message lists them.
+        """
+        size, _, patch = name.partition("/")
+        if size not in SIZES or patch not in ("8", "14", "16", "32"):
+            raise UsageError(f"no preset {name!r}; sizes are {', '.join(SIZES)}, patches /8, /14, /16, /32")
+        return cls(**{"patch_size": int(patch), **SIZES[size], **changes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The sizes and switches of the text tower beside a ViT (CLIP, arXiv:2103.00020; SigLIP, arXiv:2303.15343)."""
+
+    vocabulary: int = 49408  # how many token ids there are
+    context: int = 77  # tokens a text may have, its start and end included
+    width: int = 512  # D, the size of a token
+    depth: int = 12  # number of blocks
+    heads: int = 8  # A, attention heads per block
+    mlp_width: int = 2048  # F, the hidden size of the MLP
+    eps: float = 1e-5  # of every LayerNorm
+    activation: str = "quick_gelu"  # of the MLP, one of ACTIVATIONS
+    causal: bool = True  # a token sees only itself and those before it (CLIP); SigLIP's see all
+    pooling: str = "end"  # the token that is read: the first `end`, the "last" one, or the id's "argmax" (see text.py)
+    end: int = 49407  # id that ends every text, for the pooling of that name
+    projection: int = 512  # size of the space shared with pictures
+    projection_bias: bool = False  # on the way there; SigLIP has one
+
+    # Switches of a Block that no text tower uses.
+    mlp: ClassVar[str] = "plain"
+    qkv_bias: ClassVar[bool] = True
+    layer_scale: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "context", "width", "depth", "heads", "mlp_width", "projection"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.width % self.heads:
+            raise UsageError(f"width {self.width} is not divisible by {self.heads} heads")
+        if not 0 < self.eps < 1:
+            raise UsageError(f"eps is {self.eps}; it must lie between 0 and 1")
+        for name, known in (("activation", ACTIVATIONS), ("pooling", TEXT_POOLINGS)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        if self.pooling == "end" and not 0 <= self.end < self.vocabulary:
+            raise UsageError(f"end is {self.end}; there are ids 0 to {self.vocabulary - 1}")
+
+    @property
+    def head_dim(self) -> int:
+        """K, the size of one head's queries, keys and values."""
+        return self.width // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPConfig:
+    """An image tower and a text tower that meet in one space."""
+
+    image: ViTConfig
+    text: TextConfig
+    score: str = "softmax"  # of the logits; "sigmoid" (SigLIP) judges each text alone and adds a learned bias
+
+    def __post_init__(self) -> None:
+        if self.image.classes:
+            raise UsageError(f"the image tower has {self.image.classes} classes; beside a text tower it has none")
+        ends = self.image.projection or self.image.width
+        if ends != self.text.projection:
+            raise UsageError(f"pictures end in {ends} numbers and texts in {self.text.projection}; they cannot meet")
+        if self.score not in SCORES:
+            raise UsageError(f"score is {self.score!r}; it must be one of {', '.join(SCORES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinStage:
+    """One stage of a Swin: what its blocks read."""
+
+    width: int  # D, the size of a token
+    heads: int  # A, attention heads per block
+    mlp_width: int  # F, the hidden size of the MLP
+    window: int  # patches along each side of a window
+    eps: float
+    activation: str
+    qkv_bias: bool
+
+    # Switches of a Block that Swin does not use.
+    mlp: ClassVar[str] = "plain"
+    layer_scale: ClassVar[bool] = False
+
+    @property
+    def head_dim(self) -> int:
+        """K, the size of one head's queries, keys and values."""
+        return self.width // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinConfig:
+    """The sizes and switches of one Swin (Liu et al. 2021, arXiv:2103.14030)."""
+
+    image_size: tuple[int, int] = (224, 224)  # pixels (height, width)
+    patch_size: int = 4  # pixels along each side of a patch
+    channels: int = 3  # C
+    width: int = 96  # of the first stage; each later stage has twice the one before
+    depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of every stage
+    heads: tuple[int, ...] = (3, 6, 12, 24)  # of every stage
+    window: tuple[int, ...] = (7, 7, 7, 7)  # of every stage, patches along each side of a window
+    mlp_ratio: float = 4.0  # F / D
+    eps: float = 1e-5  # of every LayerNorm
+    activation: str = "gelu"  # of the MLP, one of ACTIVATIONS
+    qkv_bias: bool = True  # whether queries, keys and values have a bias
+    classes: int = 1000  # L, outputs of the head; 0 means no head, the model returns pooled_BD
+    windowing: str = "hf"  # how a grid that does not fit is padded and shifted, one of WINDOWINGS; see swin.windows_of
+    any_size: bool = True  # pictures of another size are taken without asking: there are no positions to stretch
+
+    # What a reader of ViTConfig asks for, and no Swin has.
+    patch_bias: ClassVar[bool] = True
+    cls_token: ClassVar[bool] = False
+    projection: ClassVar[int] = 0
+    score: ClassVar[str] = "softmax"
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "channels", "width"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        stages = {name: len(getattr(self, name)) for name in ("depths", "heads", "window")}
+        if not self.depths or len(set(stages.values())) != 1:
+            raise UsageError(f"depths, heads and window are of {', '.join(map(str, stages.values()))} stages")
+        if min((*self.depths, *self.heads, *self.window)) < 1:
+            raise UsageError(f"depths {self.depths}, heads {self.heads} and window {self.window} must be at least 1")
+        for stage in self.stages:
+            if stage.width % stage.heads:
+                raise UsageError(f"width {stage.width} is not divisible by {stage.heads} heads")
+        if self.classes < 0:
+            raise UsageError(f"classes is {self.classes}; it must be 0 (no head) or more")
+        if not 0 < self.eps < 1:
+            raise UsageError(f"eps is {self.eps}; it must lie between 0 and 1")
+        if min(self.image_size) < 1:
+            raise UsageError(f"image_size is {self.image_size}; it must be at least 1 x 1")
+        for name, known in (("activation", ACTIVATIONS), ("windowing", WINDOWINGS)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+
+    @property
+    def stages(self) -> tuple[SwinStage, ...]:
+        """The stages, first to last."""
+        return tuple(
+            SwinStage(
+                width=self.width * 2**i,
+                heads=heads,
+                mlp_width=int(self.width * 2**i * self.mlp_ratio),
+                window=window,
+                eps=self.eps,
+                activation=self.activation,
+                qkv_bias=self.qkv_bias,
+            )
+            for i, (heads, window) in enumerate(zip(self.heads, self.window, strict=True))
+        )
+
+    @property
+    def depth(self) -> int:
+        """Blocks of all stages together."""
+        return sum(self.depths)
+
+    def grid(self, image_size: tuple[int, int] | None = None, stage: int = 0) -> tuple[int, int]:
+        """Tokens as (rows, columns) in a stage, for a picture of `image_size`, or the config's own.
+
+        Raises:
+            ShapeError: the picture is not a whole number of patches, where its reference does not pad it.
+        """
+        height, width = image_size or self.image_size
+        patch = self.patch_size
+        if height < 1 or width < 1 or (self.windowing != "hf" and (height % patch or width % patch)):
+            raise ShapeError(f"an image of {height} x {width} is not a whole number of patches of {patch}")
+        share = patch * 2**stage  # odd grids are padded before they are merged
+        return -(-height // share), -(-width // share)
+
+    def layout_for(self, image_size: tuple[int, int]) -> TokenLayout:
+        """The tokens of the last stage, of a picture of this size; raises as `grid`."""
+        return TokenLayout(cls=0, grid=self.grid(image_size, len(self.depths) - 1))
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The tokens of the last stage, of a picture of `image_size`."""
+        return self.layout_for(self.image_size)
+
+
+# What a Block reads its sizes and switches from.
+BlockConfig = ViTConfig | TextConfig | SwinStage
+
+_CHOICES = {
+    "activation": ACTIVATIONS,
+    "mlp": MLPS,
+    "positions": POSITIONS,
+    "position_resampling": POSITION_RESAMPLINGS,
+    "norm": NORMS,
+    "pooling": POOLINGS,
+    "head": HEADS,
+    "score": SCORES,
+}
+
+# Ti and S: Touvron et al. 2021 (DeiT, arXiv:2012.12877), table 1; Zhai et al. 2022 (arXiv:2106.04560), table 2.
+# B, L and H: Dosovitskiy et al. 2021 (arXiv:2010.11929), table 1.
+SIZES = {
+    "Ti": {"width": 192, "depth": 12, "heads": 3, "mlp_width": 768},
+    "S": {"width": 384, "depth": 12, "heads": 6, "mlp_width": 1536},
+    "B": {"width": 768, "depth": 12, "heads": 12, "mlp_width": 3072},
+    "L": {"width": 1024, "depth": 24, "heads": 16, "mlp_width": 4096},
+    "H": {"width": 1280, "depth": 32, "heads": 16, "mlp_width": 5120},
+}

@@ -1,0 +1,111 @@
+"""Pixels become tokens: patches, the class token, positions and their resampling."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minivit.errors import ShapeError
+from minivit.model.config import SwinConfig, TokenLayout, ViTConfig
+
+
+class PatchEmbed(nn.Module):
+    """Cut the picture into patches and map each to a token: (B, C, H, W) -> (B, P, D).
+
+    A linear layer on flattened patches; `weight` keeps the (D, C, patch, patch) shape of the equal
+    convolution with stride = patch, which is how every checkpoint stores it, and drops as it does what makes no whole
+    patch at the right and below.
+    """
+
+    def __init__(self, config: ViTConfig | SwinConfig):
+        super().__init__()
+        patch = config.patch_size
+        self.patch_size = patch
+        self.weight = nn.Parameter(torch.empty(config.width, config.channels, patch, patch))
+        self.bias = nn.Parameter(torch.empty(config.width)) if config.patch_bias else None
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        patch = self.patch_size
+        height, width = (side - side % patch for side in pixels_BCHW.shape[2:])
+        # (B, C, H, W) -> (B, C, rows, patch, columns, patch)
+        x = pixels_BCHW[:, :, :height, :width].unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+        # -> (B, rows, columns, C, patch, patch) -> (B, P, C*patch*patch)
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
+# How F.interpolate stretches the grid in each rule of config.POSITION_RESAMPLINGS; the family's own code is named in
+# weights/tables.py. "dino" differs in the scale it is told, see below.
+_INTERPOLATE: dict[str, dict[str, Any]] = {
+    "hf": {"mode": "bicubic", "align_corners": False},
+    "dinov2": {"mode": "bicubic", "align_corners": False},
+    "timm": {"mode": "bicubic", "align_corners": False, "antialias": True},
+    "dino": {"mode": "bicubic", "align_corners": False},
+    "torchvision": {"mode": "bicubic", "align_corners": True},
+    "npz": {"mode": "bilinear", "align_corners": False},
+    "jax": {"mode": "bilinear", "align_corners": True},
+}
+_IN_FLOAT32 = ("dinov2", "timm", "npz")  # whatever the dtype of the model
+
+
+def resample_positions(pos_embed: Tensor, old: TokenLayout, new: TokenLayout, rule: str = "hf") -> Tensor:
+    """Stretch learned positions to another grid: (1, prefix + P, D) -> (1, prefix + P', D), prefix rows untouched.
+
+    Args:
+        pos_embed: rows for all, some or none of the prefix tokens of `old`, then for its patches.
+        rule: one of config.POSITION_RESAMPLINGS, as the family's reference does it:
+            "hf" bicubic, transformers' ViT, DeiT, MAE, CLIP and SigLIP under interpolate_pos_encoding=True;
+            "dinov2" the same in float32; "timm" bicubic with antialiasing in float32, timm's
+            resample_abs_pos_embed and transformers' DINOv2 with registers; "dino" bicubic told a scale
+            from a grid 0.1 larger, facebookresearch's dino and dinov2; "torchvision" bicubic with aligned
+            corners, its interpolate_embeddings; "npz" bilinear in float32, timm's reader of JAX files;
+            "jax" bilinear with aligned corners, vision_transformer's own (scipy.ndimage.zoom of order 1).
+
+    Raises:
+        ShapeError: pos_embed has fewer rows than `old` has patches, or more than it has tokens.
+    """
+    rows = pos_embed.shape[1]
+    if not old.patches <= rows <= old.count:
+        raise ShapeError(f"position embedding has {rows} rows; {old.patches} patches make {old.count} tokens")
+    prefix_1ND, patches_1ND = pos_embed.split([rows - old.patches, old.patches], dim=1)
+    # (1, P, D) -> (1, rows, columns, D) -> (1, D, rows, columns), where F.interpolate works
+    image = patches_1ND.unflatten(1, old.grid).permute(0, 3, 1, 2)
+    image = image.to(torch.float32 if rule in _IN_FLOAT32 else torch.promote_types(image.dtype, torch.float32))
+    if rule == "dino":
+        scale = tuple((count + 0.1) / before for count, before in zip(new.grid, old.grid, strict=True))
+        image = F.interpolate(image, scale_factor=scale, **_INTERPOLATE[rule])
+    else:
+        image = F.interpolate(image, size=new.grid, **_INTERPOLATE[rule])
+    # (1, D, rows', columns') -> (1, P', D)
+    patches_1ND = image.flatten(2).transpose(1, 2).to(pos_embed.dtype)
+    return torch.cat([prefix_1ND, patches_1ND], dim=1)
+
+
+def spread_positions(pos_embed: Tensor, positioned: int, layout: TokenLayout) -> Tensor:
+    """Learned positions as one row per token: (1, positioned + P, D) -> (1, N, D); a token without a row gets zeros."""
+    without = layout.prefix - positioned
+    if not without:
+        return pos_embed
+    prefix_1ND, patches_1ND = pos_embed.split([positioned, layout.patches], dim=1)
+    return torch.cat([prefix_1ND, pos_embed.new_zeros(1, without, pos_embed.shape[-1]), patches_1ND], dim=1)
+
+
+def rope_angles(grid: tuple[int, int], head_dim: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much `attention.rotate` turns each patch: cosines and sines (P, K), as `like` in dtype and device.
+
+    A patch's centre lies between -1 and 1 on either axis; K/4 frequencies turn it by rows, K/4 by columns,
+    and the K/2 angles stand twice, for the two channels of each pair. Frequencies and centres are float32
+    numbers, their product is at least that, as in DINOv3 (arXiv:2508.10104; transformers'
+    DINOv3ViTRopePositionEmbedding).
+    """
+    frequencies = 1 / theta ** torch.arange(0, 1, 4 / head_dim, dtype=torch.float32, device=like.device)
+    frequencies = frequencies.to(torch.promote_types(like.dtype, torch.float32))
+    rows, columns = ((torch.arange(n, dtype=torch.float32, device=like.device) + 0.5) / n * 2 - 1 for n in grid)
+    centres_P2 = torch.cartesian_prod(rows, columns)
+    # (P, 2, 1) * (K/4) -> (P, 2, K/4) -> (P, K/2) -> (P, K)
+    angles_PK = (2 * math.pi * centres_P2[:, :, None] * frequencies).flatten(1).tile(2)
+    return angles_PK.cos().to(like), angles_PK.sin().to(like)

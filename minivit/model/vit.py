@@ -1,0 +1,198 @@
+"""The Vision Transformer, top to bottom."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minivit.errors import ShapeError, UsageError
+from minivit.images.spec import ImageSpec
+from minivit.model.attention import Attend, AttentionPool, attend_sdpa
+from minivit.model.block import MLP, Block, LayerScale
+from minivit.model.config import TokenLayout, ViTConfig
+from minivit.model.embed import PatchEmbed, resample_positions, rope_angles, spread_positions
+
+
+class ViT(nn.Module):
+    """Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929, equations 1 to 4).
+
+    Attributes:
+        config: the ViTConfig it was built from.
+        attend: the attention callable of every block.
+        image_spec: how its pictures are prepared, or None when no checkpoint said so.
+        labels: {index: name} of the head's outputs, or None.
+        name, revision: where the weights came from; set by `minivit.load`.
+    """
+
+    def __init__(self, config: ViTConfig, attend: Attend = attend_sdpa):
+        super().__init__()
+        self.config = config
+        self.attend = attend
+        self.image_spec: ImageSpec | None = None
+        self.labels: dict[int, str] | None = None
+        self.name: str | None = None
+        self.revision: str | None = None
+
+        width = config.width
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if config.cls_token else None
+        self.dist_token = nn.Parameter(torch.empty(1, 1, width)) if config.dist_token else None
+        self.reg_tokens = nn.Parameter(torch.empty(1, config.registers, width)) if config.registers else None
+        rows = config.positioned_prefix + config.layout.patches
+        self.pos_embed = nn.Parameter(torch.empty(1, rows, width)) if config.positions != "rope" else None
+        self.norm_pre = nn.LayerNorm(width, eps=config.eps) if config.norm_pre else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config, attend) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=config.eps)
+        self.attn_pool = AttentionPool(config, MLP(config)) if config.pooling == "map" else None
+        self.pooler = nn.Linear(width, width) if config.pooler else None
+        self.proj = nn.Linear(width, config.projection, bias=False) if config.projection else nn.Identity()
+        head_width = 2 * width if config.pooling == "cls+mean" else width
+        if config.head == "cosine" and config.classes:
+            self.head: nn.Module = CosineHead(config.projection or head_width, config.classes)
+        else:
+            self.head = nn.Linear(head_width, config.classes) if config.classes else nn.Identity()
+        two_heads = config.pooling == "cls&dist" and config.classes
+        self.head_dist = nn.Linear(width, config.classes) if two_heads else None
+        self.apply(init_weights)
+
+    def forward(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
+        """Pixels (B, C, H, W) in the dtype of the weights -> logits_BL; without a head, pooled_BD or its projection."""
+        tokens_BND = self.features(pixels_BCHW, resample=resample)
+        return self.answer(tokens_BND)
+
+    def features(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
+        """Pixels (B, C, H, W) -> tokens_BND, prefix tokens first, after the final norm where it covers all tokens."""
+        x = self.embed(pixels_BCHW, resample=resample)
+        rope = self.rope(self.layout_of(pixels_BCHW, resample=resample))
+        for block in self.blocks:
+            x = block(x, rope)
+        return self.norm(x) if self.config.norm == "tokens" else x
+
+    def answer(self, tokens_BND: Tensor) -> Tensor:
+        """What `features` returned, (B, N, D) -> logits_BL; without a head, pooled_BD or its projection."""
+        if self.head_dist is not None:
+            return torch.stack(self.both_logits(tokens_BND)).mean(dim=0)
+        pooled_BD = self.pool(tokens_BND)
+        return self.head(self.proj(pooled_BD))
+
+    def embed(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
+        """Pixels (B, C, H, W) -> tokens_BND as the first block reads them.
+
+        Args:
+            resample: accept a picture of another size than config.image_size and stretch the
+                positions to it; config.any_size means always.
+
+        Raises:
+            ShapeError: wrong channels, no whole number of patches, or another size without `resample`.
+        """
+        layout = self.layout_of(pixels_BCHW, resample=resample)
+        patches_BPD = self.patch_embed(pixels_BCHW)
+        prefix = [token for token in (self.cls_token, self.dist_token, self.reg_tokens) if token is not None]
+        x = torch.cat([*(token.expand(len(patches_BPD), -1, -1) for token in prefix), patches_BPD], dim=1)
+        return self.norm_pre(x if self.pos_embed is None else x + self.positions(layout))
+
+    def pool(self, tokens_BND: Tensor, pooling: str | None = None) -> Tensor:
+        """What the head reads: (B, N, D) -> (B, D), or (B, 2*D) for the pooling cls+mean.
+
+        Of a distilled model, which has a head for each of two tokens, their mean.
+
+        Args:
+            tokens_BND: what `features` returns.
+            pooling: "cls" or "mean" instead of config.pooling; then without attention pool and pooler.
+        """
+        if pooling is None and self.attn_pool is not None:
+            patches_BPD = tokens_BND[:, self.config.layout.prefix :]
+            return self.attn_pool(patches_BPD)
+        parts = {
+            "cls": lambda: tokens_BND[:, 0],
+            "cls&dist": lambda: tokens_BND[:, :2].mean(dim=1),
+            "mean": lambda: tokens_BND[:, self.config.layout.prefix :].mean(dim=1),
+        }
+        pooled_BD = torch.cat([parts[part]() for part in (pooling or self.config.pooling).split("+")], dim=-1)
+        pooled_BD = self.norm(pooled_BD) if self.config.norm == "pooled" else pooled_BD
+        return pooled_BD if pooling or self.pooler is None else torch.tanh(self.pooler(pooled_BD))
+
+    def both_logits(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """The two answers of a distilled DeiT, of its class and its distillation token: each (B, L).
+
+        Raises:
+            UsageError: the model has one head only.
+        """
+        if self.head_dist is None:
+            raise UsageError("this model has one head; only a distilled DeiT (pooling cls&dist) has two")
+        return self.head(tokens_BND[:, 0]), self.head_dist(tokens_BND[:, 1])
+
+    def positions(self, layout: TokenLayout) -> Tensor:
+        """The learned positions (1, N, D) for a layout, resampled when its grid is not the trained one."""
+        assert self.pos_embed is not None
+        trained = self.config.layout
+        pos_embed: Tensor = self.pos_embed
+        if layout != trained:
+            pos_embed = resample_positions(pos_embed, trained, layout, self.config.position_resampling)
+        return spread_positions(pos_embed, self.config.positioned_prefix, layout)
+
+    def rope(self, layout: TokenLayout) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines (P, K) that turn queries and keys of this layout; None where positions are learned."""
+        config = self.config
+        if config.positions != "rope":
+            return None
+        return rope_angles(layout.grid, config.head_dim, config.rope_theta, like=self.patch_embed.weight)
+
+    def layout_of(self, pixels_BCHW: Tensor, *, resample: bool = False) -> TokenLayout:
+        """The token layout of these pixels; raises ShapeError as `embed` says."""
+        config = self.config
+        if pixels_BCHW.ndim != 4 or pixels_BCHW.shape[1] != config.channels:
+            raise ShapeError(f"pixels have shape {tuple(pixels_BCHW.shape)}; expected (B, {config.channels}, H, W)")
+        height, width = pixels_BCHW.shape[2:]
+        if (height, width) != config.image_size and not (resample or config.any_size):
+            raise ShapeError(
+                f"the image is {height} x {width}, the model was trained for "
+                f"{config.image_size[0]} x {config.image_size[1]}; pass resample=True to stretch its positions"
+            )
+        return config.layout_for((height, width))
+
+
+class CosineHead(nn.Module):
+    """The head of a model whose classes are texts, as `CLIP.zero_shot` makes it: (B, E) -> (B, L)."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, width))  # a text's place in the shared space for each class
+        self.logit_scale = nn.Parameter(torch.zeros(1))
+        self.logit_bias = nn.Parameter(torch.zeros(1))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, pooled_BE: Tensor) -> Tensor:
+        return cosine_logits(pooled_BE, self.weight, self.logit_scale, self.logit_bias)
+
+
+def cosine_logits(pooled_BE: Tensor, texts_LE: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """How near every picture is to every text: exp(scale) * cosine + bias, (B, L).
+
+    Radford et al. 2021 (arXiv:2103.00020), figure 3; the bias is SigLIP's (arXiv:2303.15343, algorithm 1).
+    """
+    cosines_BL = F.normalize(pooled_BE, dim=-1) @ F.normalize(texts_LE, dim=-1).T
+    logits_BL = cosines_BL * scale.exp()
+    return logits_BL if bias is None else logits_BL + bias
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise one module for training from scratch.
+
+    Truncated normal with standard deviation 0.02 for matrices, tokens and positions, zero for
+    biases: the scheme of DeiT (arXiv:2012.12877) and timm. LayerNorms keep PyTorch's ones and zeros,
+    layer scales begin at 1e-5 (CaiT, arXiv:2103.17239).
+    """
+    if isinstance(module, (nn.Linear, PatchEmbed)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, LayerScale):
+        nn.init.constant_(module.gamma, 1e-5)
+    elif isinstance(module, AttentionPool):
+        nn.init.trunc_normal_(module.latent, std=0.02)
+    elif isinstance(module, ViT):
+        for tokens in (module.cls_token, module.dist_token, module.reg_tokens, module.pos_embed):
+            if tokens is not None:
+                nn.init.trunc_normal_(tokens, std=0.02)

@@ -1,0 +1,1 @@
+"""What a part of the model does: lens, ablation, attribution, heads."""

@@ -1,0 +1,379 @@
+"""Causes: take something away, or put another picture's in its place, and see what the answer does.
+
+Everything here is a context manager that leaves the model as it was, on an error too, or a function that
+uses one. A trace opened inside records what runs, but for the seam, where it listens first: q, k, v and the scores and
+probabilities made of them are shown as they came, before a patch or a knock-out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minivit.errors import ShapeError, UsageError
+from minivit.model.attention import Attend
+from minivit.model.block import Block
+from minivit.model.config import TokenLayout
+from minivit.model.vit import ViT
+from minivit.study.circuits.lens import lens
+from minivit.study.selectors import Wanted, read_keep, token_rows
+from minivit.study.tracing import Trace, attend_swapped
+
+Token = str | int | tuple[int, int]
+Tokens = Token | Collection[Token]
+SCANS = ("heads", "mlps", "patches")
+HOWS = ("zero", "mean")
+
+
+@contextmanager
+def ablate(
+    model: ViT,
+    *,
+    heads: Iterable[tuple[int, int]] = (),
+    mlps: Iterable[int] = (),
+    tokens: Tokens = (),
+    how: str | Tensor = "zero",
+) -> Iterator[None]:
+    """Forwards inside run without these heads, MLPs and tokens: `with minivit.ablate(model, heads={(10, 3)}): ...`.
+
+    A head loses what it hands to the output projection (B, N, K), whatever kernel made it; an MLP what it adds to
+    the stream (B, N, D), before the layer scale; a token what the first block reads of it (D), position included.
+    Biases of the output projection stay. A token that is ablated is still there to be looked at; `knockout` hides it.
+
+    Args:
+        heads: (block, head), counted from 0.
+        mlps: blocks.
+        tokens: "cls", "dist", "registers", "patches", a place in the sequence, (row, column) of a patch, or a list
+            or set of these.
+        how: what stands there instead. "zero"; "mean", its mean over all tokens of the same picture, which keeps what
+            they have in common; or a tensor that broadcasts to each shape named above, such as a mean over a data set.
+
+    Raises:
+        UsageError: nothing to ablate, no such head, block or token, or another `how`.
+        ShapeError: the tensor does not broadcast; raised by the forward, as is that of a token.
+    """
+    config = model.config
+    heads, mlps, tokens = sorted(set(heads)), sorted(set(mlps)), _several(tokens)
+    _check_how(how)
+    if not (heads or mlps or tokens):
+        raise UsageError("nothing to ablate: give heads, mlps or tokens")
+    for block, head in heads:
+        if not (0 <= block < config.depth and 0 <= head < config.heads):
+            raise UsageError(f"no head {block}.{head}: there are blocks 0 to {config.depth - 1} with heads 0 to "
+                             f"{config.heads - 1}")  # fmt: skip
+    _check_blocks(model, mlps)
+
+    def without_tokens(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (_replace_tokens(args[0], _places(layouts[0], tokens), how), *args[1:])
+
+    with _layouts(model) as layouts, ExitStack() as stack:
+        for block in {block for block, _ in heads}:
+            gone = [(slice(None), head) for layer, head in heads if layer == block]
+            stack.enter_context(attend_swapped(_block(model, block).attn, _without(gone, how)))
+        for block in mlps:
+            stack.enter_context(_mlp_replaced(_block(model, block), how))
+        if tokens:
+            stack.callback(model.blocks[0].register_forward_pre_hook(without_tokens).remove)
+        yield
+
+
+@contextmanager
+def knockout(
+    model: ViT,
+    queries: Tokens,
+    keys: Tokens,
+    *,
+    blocks: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+) -> Iterator[None]:
+    """Forwards inside run without attention from some tokens to others: their scores are minus infinity.
+
+    Attention knock-out (Geva et al. 2023, arXiv:2304.14767, section 5): what flows from `keys` to `queries` is cut,
+    and the queries look at the rest instead. The seam hands over no mask, so in the blocks concerned the scores are
+    computed anew and the model's own kernel is not asked; the answer differs from it by rounding beside
+    the knock-out.
+
+    Args:
+        queries, keys: tokens as in `ablate`.
+        blocks: where, None is everywhere.
+        heads: which heads there, None is all.
+
+    Raises:
+        UsageError: no such token, block or head, or a query that could look at nothing; of a token or
+            query raised by the forward.
+    """
+    config = model.config
+    queries, keys = _several(queries), _several(keys)
+    where = range(config.depth) if blocks is None else sorted(set(blocks))
+    _check_blocks(model, where)
+    which = list(range(config.heads)) if heads is None else sorted(set(heads))
+    if not set(which) <= set(range(config.heads)):
+        raise UsageError(f"heads {which}: there are heads 0 to {config.heads - 1}")
+    if not (len(where) and which):
+        raise UsageError("no block or no head to knock attention out of")
+
+    def blind(_: Attend) -> Attend:
+        def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+            sees_ANM = torch.ones(q.shape[1], q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+            from_, to = _places(layouts[0], queries), _places(layouts[0], keys)
+            sees_ANM[torch.tensor(which)[:, None, None], torch.tensor(from_)[:, None], torch.tensor(to)] = False
+            if not sees_ANM.any(dim=-1).all():
+                raise UsageError(f"a knock-out of all {k.shape[2]} keys leaves the queries nothing to look at")
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=sees_ANM, scale=scale)
+
+        return attend
+
+    with _layouts(model) as layouts, ExitStack() as stack:
+        for block in where:
+            stack.enter_context(attend_swapped(_block(model, block).attn, blind))
+        yield
+
+
+@contextmanager
+def patched(model: ViT, source: Trace, names: Iterable[str] | None = None) -> Iterator[None]:
+    """Activation patching: forwards inside take what another picture's trace holds, at the places it was kept.
+
+    `source = trace(model, other, keep=["blocks.4.resid_post[cls]", "blocks.3.attn.mix[heads=2]"])`, then
+    `with study.patched(model, source): model(pixels)`: everything else comes from `pixels` (Meng et al. 2022,
+    arXiv:2202.05262, section 2; Zhang & Nanda 2023, arXiv:2309.16042, on what it shows). How
+    far the answer moves towards the other picture's is what those places carry.
+
+    Args:
+        source: of one picture, which is put into each of a batch, or of as many as the batch has.
+        names: which of its tensors, as they are spelled there; None is all.
+
+    Raises:
+        UsageError: a tensor the trace has not, or one that no kernel takes: scores and probabilities (use q, k, v or
+            attn.mix), resid_mid, which is read twice (use attn.out or resid_post).
+        ShapeError: the picture has another number of tokens or the batch another size; raised by the forward.
+    """
+    names = list(source if names is None else names)
+    missing = [name for name in names if name not in source.tensors]
+    if missing or not names:
+        raise UsageError(f"the trace holds {', '.join(source) or 'nothing'}; to patch: {', '.join(missing)}")
+    wanted = read_keep(names, model)
+    for item in wanted:
+        if item.step.name.endswith(("attn.scores", "attn.probs")):
+            raise UsageError(f"{item.key} cannot be handed to a kernel; patch q, k, v or attn.mix")
+        if item.step.name.endswith("resid_mid"):
+            raise UsageError(f"{item.key} is read twice, by the MLP and by what it is added to; patch attn.out or "
+                             "resid_post")  # fmt: skip
+
+    def put(item: Wanted, x: Tensor) -> Tensor:
+        if layouts[0] != source.layout:
+            raise ShapeError(f"the trace is of {source.layout.count} tokens, this picture has {layouts[0].count}")
+        return _put(item, x, source.tensors[item.key], source.layout, model.config.heads)
+
+    def hook_for(item: Wanted) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor | None = None) -> Any:
+            return (put(item, args[0]), *args[1:]) if output is None else put(item, output)
+
+        return hook
+
+    def at_seam(item: Wanted) -> Callable[[Attend], Attend]:
+        place = "qkv".index(item.step.name[-1])
+
+        def wrap(own: Attend) -> Attend:
+            def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+                given = [q, k, v]
+                given[place] = put(item, given[place])
+                return own(*given, scale=scale)
+
+            return attend
+
+        return wrap
+
+    with _layouts(model) as layouts, ExitStack() as stack:
+        for item in wanted:
+            if item.step.place is None:
+                assert item.block is not None
+                stack.enter_context(attend_swapped(_block(model, item.block).attn, at_seam(item)))
+                continue
+            place = item.step.place.replace("{i}", str(item.block))
+            module = model.get_submodule(place.removesuffix(".input"))
+            if place.endswith(".input"):
+                stack.callback(module.register_forward_pre_hook(hook_for(item)).remove)
+            else:
+                stack.callback(module.register_forward_hook(hook_for(item)).remove)
+        yield
+
+
+@torch.no_grad()
+def scan(
+    model: ViT,
+    pixels_BCHW: Tensor,
+    what: str = "heads",
+    *,
+    how: str | Tensor = "zero",
+    batch_size: int = 8,
+    report: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """The answer without each head, each MLP or each patch in turn, as `ablate` would give it one by one.
+
+    Runs begin at the block that something is taken from, with the stream that enters it, several at once.
+
+    Args:
+        what: "heads", "mlps" or "patches".
+        how: as in `ablate`.
+        batch_size: how many sequences go through a block at once; bounds the memory.
+        report: called with the number of answers that are there and that there will be.
+
+    Returns:
+        Logits, or what a model without a head returns: heads (B, layers, A, L), mlps (B, layers, L),
+        patches (B, h, w, L).
+
+    Raises:
+        UsageError: no such scan or `how`; ShapeError: pixels the model refuses.
+    """
+    if what not in SCANS:
+        raise UsageError(f"scan is of {', '.join(SCANS)}, not of {what!r}")
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
+    _check_how(how)
+    layout = model.layout_of(pixels_BCHW)
+    rope = model.rope(layout)
+    stream_BND = model.embed(pixels_BCHW)
+    batch, depth, heads = len(stream_BND), model.config.depth, model.config.heads
+    shape = {"heads": (depth, heads), "mlps": (depth,), "patches": layout.grid}[what]
+    total = math.prod(shape)
+    at_once = max(1, batch_size // batch)  # a batch of pictures stays together
+    answers: list[Tensor] = []
+
+    def finish(x: Tensor, first: int) -> None:
+        """The rest of the way, from a block on: (units * B, N, D)."""
+        for block in model.blocks[first:]:
+            x = block(x, rope)
+        answers.extend(lens(model, [x])[0, :, 0].split(batch))
+        if report:
+            report(len(answers), total)
+
+    if what == "patches":
+        for places in torch.arange(layout.prefix, layout.count).split(at_once):
+            finish(torch.cat([_replace_tokens(stream_BND, [place], how) for place in places.tolist()]), 0)
+    else:
+        for i in range(depth):
+            block = _block(model, i)
+            for units in torch.arange(heads if what == "heads" else 1).split(at_once):
+                x = stream_BND.repeat(len(units), 1, 1)
+                gone = [(slice(j * batch, (j + 1) * batch), head) for j, head in enumerate(units.tolist())]
+                with _mlp_replaced(block, how) if what == "mlps" else attend_swapped(block.attn, _without(gone, how)):
+                    x = block(x, rope)
+                finish(x, i + 1)
+            stream_BND = block(stream_BND, rope)
+    # units of (B, L) -> (B, units, L) -> (B, ..., L)
+    return torch.stack(answers, dim=1).unflatten(1, shape)
+
+
+def _instead(how: str | Tensor, own: Tensor, among: Tensor | None = None) -> Tensor:
+    """What stands for an activation (..., N, X): zeros, the mean over the tokens of `among` or itself, or a tensor."""
+    if isinstance(how, Tensor):
+        try:
+            return how.to(own).expand_as(own)
+        except RuntimeError:
+            raise ShapeError(f"how is {tuple(how.shape)}, what is ablated {tuple(own.shape)}") from None
+    if how == "zero":
+        return torch.zeros_like(own)
+    return (own if among is None else among).mean(dim=-2, keepdim=True).expand_as(own)
+
+
+def _without(gone: list[tuple[slice, int]], how: str | Tensor) -> Callable[[Attend], Attend]:
+    """A kernel's mix with heads replaced, each in some sequences of a batch; the kernel's own memory is left alone."""
+
+    def wrap(own: Attend) -> Attend:
+        def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+            mix_BANK = own(q, k, v, scale=scale).clone()
+            for sequences, head in gone:
+                mix_BANK[sequences, head] = _instead(how, mix_BANK[sequences, head])
+            return mix_BANK
+
+        return attend
+
+    return wrap
+
+
+@contextmanager
+def _mlp_replaced(block: Block, how: str | Tensor) -> Iterator[None]:
+    handle = block.mlp.register_forward_hook(lambda module, args, out: _instead(how, out))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _replace_tokens(tokens_BND: Tensor, places: list[int], how: str | Tensor) -> Tensor:
+    result_BND = tokens_BND.clone()
+    result_BND[:, places] = _instead(how, tokens_BND[:, places], among=tokens_BND)
+    return result_BND
+
+
+def _put(item: Wanted, x: Tensor, value: Tensor, layout: TokenLayout, heads: int) -> Tensor:
+    """A tensor of the forward with a trace's value at the tokens and heads of its selector."""
+    axes, whole = item.step.axes, x.clone()
+    # What the projection reads, (B, N, A*K) -> (B, A, N, K); of q, k and v it is that already.
+    view = whole.unflatten(-1, (heads, -1)).transpose(1, 2) if axes == "BANK" and x.ndim == 3 else whole
+    index: list[Any] = [slice(None)] * view.ndim
+    rows = item.pick.rows(layout)
+    if item.pick.heads is not None:
+        index[1] = torch.tensor(item.pick.heads)
+    if rows is not None:
+        first = layout.prefix if "P" in axes else 0
+        index[axes.index("P" if "P" in axes else "N")] = torch.tensor(rows) - first
+    if rows is not None and item.pick.heads is not None:
+        index[1] = index[1][:, None]
+    there = view[tuple(index)]
+    if len(value) not in (1, len(there)) or value.shape[1:] != there.shape[1:]:
+        raise ShapeError(f"{item.key} is {tuple(value.shape)} in the trace and {tuple(there.shape)} here")
+    view[tuple(index)] = value.to(x)
+    return whole
+
+
+@contextmanager
+def _layouts(model: ViT) -> Iterator[list[TokenLayout]]:
+    """A list of one: the layout of the picture whose forward runs."""
+    if not isinstance(model, ViT):
+        raise UsageError(f"only a minivit ViT can be changed from inside, not a {type(model).__name__}; a compiled one "
+                         "is under ._orig_mod")  # fmt: skip
+    layouts = [model.config.layout]
+
+    def begin(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        height, width = args[0].shape[2:]
+        layouts[0] = model.config.layout_for((height, width))
+
+    handle = model.patch_embed.register_forward_pre_hook(begin)
+    try:
+        yield layouts
+    finally:
+        handle.remove()
+
+
+def _several(tokens: Tokens) -> list[Token]:
+    """One token or a collection of them as a list; two numbers in a tuple are a patch."""
+    if isinstance(tokens, (str, int)):
+        return [tokens]
+    one = isinstance(tokens, tuple) and len(tokens) == 2 and all(isinstance(each, int) for each in tokens)
+    return cast("list[Token]", [tokens] if one else list(tokens))
+
+
+def _places(layout: TokenLayout, tokens: Iterable[Token]) -> list[int]:
+    return sorted({place for token in tokens for place in token_rows(layout, token)})
+
+
+def _block(model: ViT, i: int) -> Block:
+    return cast(Block, model.blocks[i])
+
+
+def _check_blocks(model: ViT, blocks: Iterable[int]) -> None:
+    for block in blocks:
+        if not 0 <= block < model.config.depth:
+            raise UsageError(f"no block {block}: there are blocks 0 to {model.config.depth - 1}")
+
+
+def _check_how(how: str | Tensor) -> None:
+    if not isinstance(how, Tensor) and how not in HOWS:
+        raise UsageError(f"how is {how!r}; it must be {', '.join(HOWS)} or a tensor")

@@ -1,0 +1,341 @@
+"""What speaks for a class: methods that follow the gradient of one logit back to the patches.
+
+Methods that need the gradient of attention probabilities run the forward with those probabilities
+in the graph, by `attend_reference`'s formula, whatever kernel the model has; its own comes back
+afterwards. The logits of that run differ from the kernel's by rounding only. No parameter receives a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minivit.errors import ShapeError, UsageError
+from minivit.model.attention import Attend, AttentionPool, attention_probs
+from minivit.model.block import Block
+from minivit.model.config import TokenLayout, ViTConfig
+from minivit.model.vit import ViT
+from minivit.study.maps.attention import Query, fuse_heads, query_weights
+from minivit.study.tracing import attend_swapped
+
+Target = int | Tensor | None
+
+
+def grad_rollout(
+    model: ViT,
+    pixels_BCHW: Tensor,
+    *,
+    target: Target = None,
+    residual: float = 0.5,
+    fusion: str | int = "mean",
+    start_layer: int = 0,
+    query: Query | None = None,
+) -> Tensor:
+    """Attention rollout with every probability weighed by its gradient: (B, h, w).
+
+    Gildenblat 2020 (github.com/jacobgil/vit-explain, vit_grad_rollout.py): a layer's matrix is
+    residual * I + (1 - residual) * max(fuse(gradient * attention), 0), its rows made to sum to 1. Gradients are
+    often small beside I, so that the residual weight decides how deep the map looks.
+
+    Args:
+        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+        residual, fusion, start_layer: as in `rollout`.
+        query: as `query_weights`; None is what the head reads.
+
+    Raises:
+        UsageError: a model without a head, or no such class, layer, head or token.
+    """
+    if not 0 <= residual <= 1:
+        raise UsageError(f"residual is {residual}; it is a share, from 0 to 1")
+    _check_head(model)
+    layout = model.layout_of(pixels_BCHW)
+    attended = zip(*_probs_and_grads(model, pixels_BCHW, target, start_layer, query), strict=True)
+    weighed = [fuse_heads(probs_BANM * grads_BANM, fusion).clamp(min=0) for probs_BANM, grads_BANM in attended]
+    if _reads_pool(model, query):
+        pool_BN = _pool_row(weighed.pop(), layout)
+        sums_B1 = pool_BN.sum(dim=-1, keepdim=True)
+        row_BN = pool_BN / sums_B1.where(sums_B1 > 0, 1)
+    else:
+        row_BN = _start(model.config, layout, query, weighed[-1])
+    for weighed_BNN in reversed(weighed):
+        mixed_BNN = (1 - residual) * weighed_BNN + residual * torch.eye(layout.count).to(weighed_BNN)
+        sums_BN1 = mixed_BNN.sum(dim=-1, keepdim=True)
+        # Without a residual a row may be all zero: nothing of it speaks for the class.
+        row_BN = (row_BN[:, None] @ (mixed_BNN / sums_BN1.where(sums_BN1 > 0, 1)))[:, 0]
+    return layout.to_grid(row_BN)
+
+
+def relevance(
+    model: ViT, pixels_BCHW: Tensor, *, target: Target = None, start_layer: int = 0, query: Query | None = None
+) -> Tensor:
+    """Relevance of every patch for a class: (B, h, w), at least 0.
+
+    Chefer, Gur & Wolf 2021b (arXiv:2103.15679), equations 5 and 6 for self-attention: with
+    A = mean over heads of max(gradient * attention, 0), R grows layer by layer from I to R + A R. The
+    row of the query is carried from the last layer down, r to r + r A, which gives the same row.
+    An attention pool, which looks at the patches with a query of its own, is their cross-attention: equations 8 to 10.
+
+    Args:
+        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+        start_layer: the first layer that takes part.
+        query: as `query_weights`; None is what the head reads.
+
+    Raises:
+        UsageError: a model without a head, or no such class, layer or token.
+    """
+    _check_head(model)
+    layout = model.layout_of(pixels_BCHW)
+    probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer, query)
+    return layout.to_grid(_relevances(model, layout, query, probs, grads)[0])
+
+
+def relevance_by_start(
+    model: ViT, pixels_BCHW: Tensor, targets: Sequence[int], *, query: Query | None = None
+) -> Tensor:
+    """`relevance` of several classes and from every first layer: (targets, layers, B, h, w).
+
+    One forward, and one backward for each class; `result[t, s]` is relevance(target=targets[t], start_layer=s).
+
+    Args:
+        targets: classes, each for all pictures.
+        query: as `query_weights`; None is what the head reads.
+
+    Raises:
+        UsageError: a model without a head, or no such class or token.
+    """
+    _check_head(model)
+    layout = model.layout_of(pixels_BCHW)
+    with _attention_in_graph(model, 0, pool=_reads_pool(model, query)) as probs:
+        logits_BL = model(pixels_BCHW)
+        found = []
+        for target in targets:
+            score = _picked(logits_BL, _classes(model, logits_BL, target)).sum()
+            grads = torch.autograd.grad(score, probs, retain_graph=True)
+            rows = _relevances(model, layout, query, [probs_BANM.detach() for probs_BANM in probs], list(grads))
+            found.append(torch.stack([layout.to_grid(row) for row in rows]))
+    return torch.stack(found)
+
+
+def _relevances(
+    model: ViT, layout: TokenLayout, query: Query | None, probs: list[Tensor], grads: list[Tensor]
+) -> list[Tensor]:
+    """The query's row of relevance (B, N), by the first layer that takes part."""
+    mixed = [(p_BANM * g_BANM).clamp(min=0).mean(dim=1) for p_BANM, g_BANM in zip(probs, grads, strict=True)]
+    if not _reads_pool(model, query):
+        row_BN = _start(model.config, layout, query, mixed[-1])
+        return [row_BN + added_BN for added_BN in _added(row_BN, mixed)]
+    pool_BN = _pool_row(mixed.pop(), layout)
+    rows = []
+    for first in range(len(mixed)):
+        layers = mixed[first:]
+        # Sums of the rows of R - I, by which equation 9 divides them: the same sum of paths, from the other end.
+        sums_BN = _added(torch.ones_like(pool_BN), [layer_BNN.mT for layer_BNN in reversed(layers)])[0]
+        rows.append(pool_BN + _added(pool_BN / sums_BN.where(sums_BN > 0, 1), layers)[0])
+    return rows
+
+
+def _added(row_BN: Tensor, layers_BNN: list[Tensor]) -> list[Tensor]:
+    """What (I + A_last) ... (I + A_first) - I makes of a row, by the first layer that takes part."""
+    added_BN, found = torch.zeros_like(row_BN), []
+    for layer_BNN in reversed(layers_BNN):
+        added_BN = added_BN + ((row_BN + added_BN)[:, None] @ layer_BNN)[:, 0]
+        found.append(added_BN)
+    return found[::-1]
+
+
+def legrad(
+    model: ViT, pixels_BCHW: Tensor, *, target: Target = None, start_layer: int = 0, pool: str = "mean"
+) -> Tensor:
+    """LeGrad: how much more attention to a patch would raise the class, layer by layer, (B, h, w), at least 0.
+
+    Bousselham et al. 2024 (arXiv:2404.03214), section 3: every layer's tokens are read by the model's own
+    final norm and head; the positive part of that logit's gradient by the layer's attention is averaged
+    over heads and queries, then over layers. The paper's last step, scaling the map to 0 to 1, is
+    left to whoever draws it.
+
+    Args:
+        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+        start_layer: the first layer that takes part.
+        pool: what the head reads of a layer: the "mean" of all its tokens, as the authors' code does, or what the
+            model's own "head" reads; then only the rows of those tokens have gradients.
+
+    Raises:
+        UsageError: a model without a head, or no such class, layer or pool.
+    """
+    if pool not in ("mean", "head"):
+        raise UsageError(f"pool is {pool!r}; it must be mean or head")
+    _check_head(model)
+    layout = model.layout_of(pixels_BCHW)
+    layers: list[Tensor] = []
+    with _attention_in_graph(model, start_layer) as probs, ExitStack() as stack:
+        for block in model.blocks[start_layer:]:
+            handle = block.register_forward_hook(lambda module, args, output: layers.append(output))
+            stack.callback(handle.remove)
+        logits_BL = model(pixels_BCHW)
+        classes_B = _classes(model, logits_BL, target)
+        total_BM = torch.zeros(len(pixels_BCHW), layout.count).to(logits_BL)
+        for tokens_BND, probs_BANM in zip(layers, probs, strict=True):
+            if pool == "mean":
+                # Every token becomes the mean, so that whatever the head picks it reads the mean.
+                tokens_BND = tokens_BND.mean(dim=1, keepdim=True).expand_as(tokens_BND)
+            if model.config.norm == "tokens":  # else the pooling brings the norm
+                tokens_BND = model.norm(tokens_BND)
+            score = _picked(model.answer(tokens_BND), classes_B).sum()
+            (grad_BANM,) = torch.autograd.grad(score, probs_BANM, retain_graph=True)
+            total_BM += grad_BANM.clamp(min=0).mean(dim=(1, 2))
+    return layout.to_grid(total_BM / len(layers))
+
+
+def input_gradients(model: ViT, pixels_BCHW: Tensor, *, target: Target = None) -> Tensor:
+    """The gradient of a class's logit by the pixels: (B, C, H, W).
+
+    Simonyan et al. 2013 (arXiv:1312.6034), section 3; `per_patch` makes a map of it. Says what a
+    small change would do, not what made the score; noisy.
+
+    Args:
+        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+
+    Raises:
+        UsageError: a model without a head, or no such class.
+    """
+    with torch.enable_grad():
+        pixels_BCHW = pixels_BCHW.detach().requires_grad_()
+        logits_BL = model(pixels_BCHW)
+        score = _picked(logits_BL, _classes(model, logits_BL, target)).sum()
+        return torch.autograd.grad(score, pixels_BCHW)[0]
+
+
+def integrated_gradients(
+    model: ViT, pixels_BCHW: Tensor, *, target: Target = None, baseline: Tensor | None = None, steps: int = 32
+) -> Tensor:
+    """What every pixel adds to a class's logit on the straight way from a baseline: (B, C, H, W).
+
+    Sundararajan et al. 2017 (arXiv:1703.01365), equation 1 by the midpoint rule. The sum over a picture
+    is the logit's rise from the baseline, the nearer the more steps.
+
+    Args:
+        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+        baseline: pixels that broadcast to (B, C, H, W), where the way begins; None is zeros, the mean
+            colour of the training pictures after normalisation. The map depends on it.
+        steps: how many points of the way are run, one forward and backward each.
+
+    Raises:
+        UsageError: a model without a head, no such class, or fewer than one step.
+    """
+    if steps < 1:
+        raise UsageError(f"steps is {steps}; it must be at least 1")
+    start = torch.zeros_like(pixels_BCHW) if baseline is None else baseline.expand_as(pixels_BCHW)
+    with torch.no_grad():
+        classes_B = _classes(model, model(pixels_BCHW), target)
+    total = torch.zeros_like(pixels_BCHW)
+    for step in range(steps):
+        share = (step + 0.5) / steps
+        total += input_gradients(model, start + share * (pixels_BCHW - start), target=classes_B)
+    return (pixels_BCHW - start) * total / steps
+
+
+def per_patch(attribution_BCHW: Tensor, layout: TokenLayout, *, patch: int | None = None) -> Tensor:
+    """Values of pixels as a map of patches: the sum of their magnitudes in each, (B, C, H, W) -> (B, h, w).
+
+    Args:
+        patch: side of a patch in pixels, for a model that does not see what makes no whole one at the right and below.
+
+    Raises:
+        ShapeError: the pixels are not a whole number per patch.
+    """
+    rows, columns = layout.grid
+    if patch:
+        attribution_BCHW = attribution_BCHW[:, :, : rows * patch, : columns * patch]
+    height, width = attribution_BCHW.shape[2:]
+    if height % rows or width % columns:
+        raise ShapeError(f"{height} x {width} pixels do not make {rows} x {columns} patches of equal size")
+    # (B, C, H, W) -> (B, C, h, patch, w, patch) -> (B, h, w)
+    parts = attribution_BCHW.abs().unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
+    return parts.sum(dim=(1, 3, 5))
+
+
+@contextmanager
+def _attention_in_graph(model: ViT, start_layer: int, pool: bool = False) -> Iterator[list[Tensor]]:
+    """Run a forward inside: the list fills with probs_BANM of the layers from `start_layer`, all in the graph, and
+    perhaps those of the attention pool, (B, A, 1, P)."""
+    if not 0 <= start_layer < model.config.depth:
+        raise UsageError(f"start_layer is {start_layer}; there are layers 0 to {model.config.depth - 1}")
+    probs: list[Tensor] = []
+
+    def wrap(_: Attend) -> Attend:
+        def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+            probs_BANM = attention_probs(q, k, scale=scale)
+            if not probs_BANM.requires_grad:  # a model with frozen weights
+                probs_BANM.requires_grad_()
+            probs.append(probs_BANM)
+            return probs_BANM @ v
+
+        return attend
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        for block in model.blocks[start_layer:]:
+            stack.enter_context(attend_swapped(cast(Block, block).attn, wrap))
+        if pool:
+            stack.enter_context(attend_swapped(cast(AttentionPool, model.attn_pool), wrap))
+        yield probs
+
+
+def _probs_and_grads(
+    model: ViT, pixels_BCHW: Tensor, target: Target, start_layer: int, query: Query | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """probs_BANM of the layers from `start_layer` on, and of the attention pool where the query is what it reads; and
+    the gradient of the class's logit by each."""
+    with _attention_in_graph(model, start_layer, pool=_reads_pool(model, query)) as probs:
+        logits_BL = model(pixels_BCHW)
+        score = _picked(logits_BL, _classes(model, logits_BL, target)).sum()
+        grads = torch.autograd.grad(score, probs)
+    return [probs_BANM.detach() for probs_BANM in probs], list(grads)
+
+
+def _reads_pool(model: ViT, query: Query | None) -> bool:
+    """Whether the way back begins at the attention pool."""
+    return model.attn_pool is not None and query in (None, "pool")
+
+
+def _pool_row(pool_B1P: Tensor, layout: TokenLayout) -> Tensor:
+    """One row of the pool as of all tokens, (B, 1, P) -> (B, N): it sees no prefix token."""
+    return F.pad(pool_B1P[:, 0], (layout.prefix, 0))
+
+
+def _start(config: ViTConfig, layout: TokenLayout, query: Query | None, like_BNN: Tensor) -> Tensor:
+    """Every picture's first row (B, N): the query, or the tokens the head reads."""
+    read = {"cls": ["cls"], "mean": ["mean"], "cls&dist": ["cls", "dist"], "cls+mean": ["cls", "mean"]}
+    queries: list[Query] = [*read[config.pooling]] if query is None else [query]
+    weights_N = torch.stack([query_weights(layout, each) for each in queries]).mean(dim=0)
+    return weights_N.to(like_BNN).expand(len(like_BNN), -1)
+
+
+def _check_head(model: ViT) -> None:
+    if not isinstance(model.config, ViTConfig):
+        kind = type(model).__name__
+        raise UsageError(f"no class is followed back through a {kind}; a minivit ViT, or CLIP.zero_shot, has a way")
+    if not model.config.classes:
+        raise UsageError("the model has no head, so no class can be followed back; look at attention or rollout")
+
+
+def _classes(model: ViT, logits_BL: Tensor, target: Target) -> Tensor:
+    """The class of every picture as (B,)."""
+    _check_head(model)
+    if target is None:
+        return logits_BL.detach().argmax(dim=-1)
+    classes_B = torch.as_tensor(target, device=logits_BL.device).expand(len(logits_BL))
+    low, high = (int(bound) for bound in classes_B.aminmax())
+    if low < 0 or high >= logits_BL.shape[-1]:
+        raise UsageError(f"target is {target}; there are classes 0 to {logits_BL.shape[-1] - 1}")
+    return classes_B
+
+
+def _picked(logits_BL: Tensor, classes_B: Tensor) -> Tensor:
+    """Each picture's logit of its class: (B,)."""
+    return logits_BL.gather(1, classes_B[:, None])[:, 0]

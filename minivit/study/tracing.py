@@ -1,0 +1,356 @@
+"""Every tensor of a forward by name, without changing what runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, cast, overload
+
+import torch
+from torch import Tensor, nn
+
+from minivit.errors import UsageError
+from minivit.model.attention import Attend, AttentionPool, SelfAttention, attention_probs
+from minivit.model.block import Block
+from minivit.model.config import TokenLayout
+from minivit.model.vit import ViT
+from minivit.study.selectors import Wanted, read_keep, read_limit
+from minivit.weights.tensorfile import save_file
+
+Keep = str | list[str] | tuple[str, ...]
+
+
+class Trace(Mapping[str, Tensor]):
+    """What a forward passed through, by name: `t["blocks.3.attn.probs[cls]"]`.
+
+    A name without its selector is understood when it was kept with one selector only. `print(t)`
+    shows a table.
+
+    Attributes:
+        layout: how the tokens lie, for the size of the pictures that were traced.
+        attention: every block's probs_BANM as a sequence; see LayerProbs.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.scales: dict[int, float] = {}  # of every block's attention
+        self.grid_layout: TokenLayout | None = None
+
+    @property
+    def layout(self) -> TokenLayout:
+        if self.grid_layout is None:
+            raise UsageError("the trace is empty: no forward has run in it yet")
+        return self.grid_layout
+
+    @property
+    def attention(self) -> LayerProbs:
+        return LayerProbs(self)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.tensors:
+            return self.tensors[name]
+        variants = [key for key in self.tensors if key.partition("[")[0] == name]
+        if len(variants) == 1:
+            return self.tensors[variants[0]]
+        kept = f"kept are {', '.join(variants or self.tensors)}" if self.tensors else "nothing is kept yet"
+        raise KeyError(f"{name}: {kept}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all kept tensors together."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def __str__(self) -> str:
+        rows = [["name", "shape", "dtype", "bytes", "mean", "std", "absmax"]]
+        for name, tensor in self.tensors.items():
+            x = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+            std, mean = torch.std_mean(x, correction=0)
+            numbers = (f"{float(value):.4g}" for value in (mean, std, x.abs().max()))
+            shape = " x ".join(str(side) for side in tensor.shape)
+            rows.append([name, shape, str(tensor.dtype).removeprefix("torch."), f"{tensor.nbytes:,}", *numbers])
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = []
+        for row in rows:
+            left = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
+            right = [cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True)]
+            lines.append("  ".join(left + right))
+        return "\n".join([*lines, f"{len(self)} tensors, {self.nbytes:,} bytes"])
+
+    def __repr__(self) -> str:
+        return f"<Trace of {len(self)} tensors, {self.nbytes:,} bytes>"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all tensors, the layout and the scales as one safetensors file."""
+        layout = self.layout
+        about = {
+            "layout": {"cls": layout.cls, "dist": layout.dist, "registers": layout.registers, "grid": layout.grid},
+            "scales": self.scales,
+            "names": list(self),  # in the order of the forward, which safetensors does not keep
+        }
+        save_file(self.tensors, path, metadata={"minivit.trace": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trace:
+        """A trace written by `save`, on the CPU.
+
+        Raises:
+            UsageError: no such file, or not a trace.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        trace = cls()
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})["minivit.trace"])
+                trace.tensors = {name: file.get_tensor(name) for name in about["names"]}
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise UsageError(f"{os.fspath(path)}: not a trace written by minivit ({error})") from None
+        trace.grid_layout = TokenLayout(**{**about["layout"], "grid": tuple(about["layout"]["grid"])})
+        trace.scales = {int(block): scale for block, scale in about["scales"].items()}
+        return trace
+
+
+class LayerProbs(Sequence[Tensor]):
+    """probs_BANM of every block, made when it is asked for.
+
+    Taken from `blocks.{i}.attn.probs` where it was kept whole, else computed from `blocks.{i}.q` and
+    `blocks.{i}.k`, which take much less memory: 2 B N D numbers instead of B A N N.
+    """
+
+    def __init__(self, trace: Trace):
+        self.trace = trace
+
+    def __len__(self) -> int:
+        return len(self.trace.scales)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        block = range(len(self))[index]
+        tensors = self.trace.tensors
+        probs, q, k = (tensors.get(f"blocks.{block}.{name}") for name in ("attn.probs", "q", "k"))
+        if probs is not None:
+            return probs
+        if q is None or k is None:
+            raise UsageError(f"the attention of block {block} needs its q and k: keep blocks.*.q and blocks.*.k whole")
+        return attention_probs(q, k, scale=self.trace.scales[block])
+
+
+@overload
+def trace(
+    model: ViT, pixels_BCHW: None = None, *, keep: Keep = ..., limit: str | int | None = ..., grad: bool = ...
+) -> AbstractContextManager[Trace]: ...
+
+
+@overload
+def trace(
+    model: ViT,
+    pixels_BCHW: Tensor,
+    *,
+    keep: Keep = ...,
+    limit: str | int | None = ...,
+    grad: bool = ...,
+    resample: bool = ...,
+) -> Trace: ...
+
+
+def trace(
+    model: ViT,
+    pixels_BCHW: Tensor | None = None,
+    *,
+    keep: Keep = "*",
+    limit: str | int | None = "512M",
+    grad: bool = False,
+    resample: bool = False,
+) -> Trace | AbstractContextManager[Trace]:
+    """Keep named tensors of a forward: `t = trace(model, pixels, keep=...)`, or `with trace(model, keep=...) as t`.
+
+    Nothing of the model is replaced but its `attend`, and that by a listener that calls it: the
+    output is the same to the last bit under any kernel, and all hooks are gone afterwards, on an
+    error too. Attention scores and probabilities are computed beside the kernel from the q and k it
+    received (after a rotation, where the model has one), for the selected heads and query rows only.
+
+    Args:
+        pixels_BCHW: run the model on them, without gradients unless `grad`. Without pixels the result
+            is a context manager, and every forward inside it replaces what the one before left.
+        keep: names or patterns with `*`, each perhaps with a selector: "blocks.*.attn.probs[cls]".
+        limit: bytes the kept tensors may take together, "512M" being 512 * 10^6; None for no limit.
+        grad: keep the tensors inside the autograd graph; else they are detached and their own memory.
+        resample: passed on to the model, with pixels only.
+
+    Raises:
+        UsageError: a pattern that fits nothing, or more bytes than `limit`, before anything is computed.
+    """
+    if not isinstance(model, ViT):
+        raise UsageError(f"trace reads a minivit ViT, not a {type(model).__name__}; a compiled one is under ._orig_mod")
+    recording = _recording(model, read_keep(keep, model), read_limit(limit), grad)
+    if pixels_BCHW is None:
+        if resample:
+            raise UsageError("resample=True goes to the model's own call where trace is a context manager")
+        return recording
+    with recording as result, torch.set_grad_enabled(grad):
+        model(pixels_BCHW, resample=resample)
+    return result
+
+
+@contextmanager
+def _recording(model: ViT, wanted: list[Wanted], limit: int | None, grad: bool) -> Iterator[Trace]:
+    result = Trace()
+
+    def begin(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Before the first step of a forward: forget the last one, place the tokens, refuse what is too much."""
+        batch, _, height, width = args[0].shape
+        result.tensors.clear()
+        result.grid_layout = model.config.layout_for((height, width))
+        result.scales = dict(enumerate(cast(Block, layer).attn.scale for layer in model.blocks))
+        numbers = sum(_numel(item, model, batch, result.layout) for item in wanted)
+        bytes_needed = numbers * model.patch_embed.weight.itemsize
+        if limit is not None and bytes_needed > limit:
+            raise UsageError(
+                f"the trace would take {bytes_needed:,} bytes, more than the limit of {limit:,}; "
+                "keep less, or raise the limit"
+            )
+
+    def put(item: Wanted, x: Tensor) -> None:
+        result.tensors[item.key] = x if grad else _own(x.detach())
+
+    def hear(items: list[Wanted]) -> Callable[..., None]:
+        """A hook for one place: what goes in where it is called with two arguments, what comes out with three."""
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
+            for item in items:
+                x = args[0] if output is None else output
+                if item.step.axes == "BANK":
+                    # (B, N, A*K) -> (B, N, A, K) -> (B, A, N, K)
+                    x = x.unflatten(-1, (model.config.heads, -1)).transpose(1, 2)
+                put(item, _select(x, item, result.layout))
+
+        return hook
+
+    def hear_attend(block: int, items: list[Wanted]) -> Callable[[Attend], Attend]:
+        def wrap(own: Attend) -> Attend:
+            def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+                result.scales[block] = scale
+                with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+                    for item in items:
+                        put(item, _at_seam(item, q, k, v, scale, result.layout))
+                return own(q, k, v, scale=scale)
+
+            return attend
+
+        return wrap
+
+    places: dict[str, list[Wanted]] = {}
+    at_seam: dict[int, list[Wanted]] = {}
+    for item in wanted:
+        if item.step.place is None:
+            assert item.block is not None
+            at_seam.setdefault(item.block, []).append(item)
+        else:
+            places.setdefault(item.step.place.replace("{i}", str(item.block)), []).append(item)
+
+    with ExitStack() as stack:
+        stack.callback(model.patch_embed.register_forward_pre_hook(begin).remove)
+        for place, items in places.items():
+            module = model.get_submodule(place.removesuffix(".input"))
+            if place.endswith(".input"):
+                handle = module.register_forward_pre_hook(hear(items))
+            else:
+                handle = module.register_forward_hook(hear(items))
+            stack.callback(handle.remove)
+        for block, items in at_seam.items():
+            stack.enter_context(attend_swapped(cast(Block, model.blocks[block]).attn, hear_attend(block, items)))
+        yield result
+
+
+@contextmanager
+def attend_swapped(attn: SelfAttention | AttentionPool, wrap: Callable[[Attend], Attend]) -> Iterator[None]:
+    """Let `wrap(attend)` stand for a module's `attend`; its own comes back at the end, on an error too.
+
+    The stand-in is put into the instance's dictionary, where it hides an attend that is itself an
+    nn.Module (and so a registered child) without unregistering it.
+    """
+    attributes = attn.__dict__
+    before = {"attend": attributes["attend"]} if "attend" in attributes else {}
+    attributes["attend"] = wrap(attn.attend)
+    try:
+        yield
+    finally:
+        del attributes["attend"]
+        attributes.update(before)
+
+
+def _at_seam(item: Wanted, q: Tensor, k: Tensor, v: Tensor, scale: float, layout: TokenLayout) -> Tensor:
+    """What one name of the attention stands for, given what the kernel receives."""
+    name = item.step.name.removeprefix("blocks.{i}.")
+    if name in ("q", "k", "v"):
+        return _select({"q": q, "k": k, "v": v}[name], item, layout)
+    q_BARK = _select(q, item, layout)
+    k_BAMK = k if item.pick.heads is None else k[:, list(item.pick.heads)]
+    if name == "attn.scores":
+        return (q_BARK @ k_BAMK.transpose(-2, -1)) * scale
+    return attention_probs(q_BARK, k_BAMK, scale=scale)
+
+
+def _select(x: Tensor, item: Wanted, layout: TokenLayout) -> Tensor:
+    """The tokens and heads of a selector, of a tensor with the axes of its step."""
+    rows, heads, axes = item.pick.rows(layout), item.pick.heads, item.step.axes
+    if rows is not None and "P" in axes:
+        rows = _patches_only(rows, item, layout)
+    if rows is not None:
+        x = x.index_select(axes.index("P" if "P" in axes else "N"), torch.tensor(rows, device=x.device))
+    if heads is not None:
+        x = x.index_select(axes.index("A"), torch.tensor(heads, device=x.device))
+    return x
+
+
+def _patches_only(rows: list[int], item: Wanted, layout: TokenLayout) -> list[int]:
+    if min(rows) < layout.prefix:
+        raise UsageError(f"keep {item.key!r}: holds the patches only, no prefix tokens")
+    return [row - layout.prefix for row in rows]
+
+
+def _numel(item: Wanted, model: ViT, batch: int, layout: TokenLayout) -> int:
+    """How many numbers a kept tensor will have; known before anything runs."""
+    config = model.config
+    rows = item.pick.rows(layout)
+    if rows is not None and "P" in item.step.axes:
+        _patches_only(rows, item, layout)
+    sides = {
+        "B": batch,
+        "N": layout.count if rows is None else len(rows),
+        "P": layout.patches if rows is None else len(rows),
+        "M": layout.count,
+        "A": config.heads if item.pick.heads is None else len(item.pick.heads),
+        "K": config.head_dim,
+        "D": config.width,
+        "L": config.classes,
+        "X": _head_input(model),
+    }
+    if item.block is not None:
+        mlp = cast(Block, model.blocks[item.block]).mlp
+        sides |= {"F": mlp.fc2.in_features, "G": mlp.fc1.out_features}
+    numel = 1
+    for axis in item.step.axes:
+        numel *= sides[axis]
+    return numel
+
+
+def _head_input(model: ViT) -> int:
+    """How many numbers of a picture the head reads; without a head, what the model returns."""
+    config = model.config
+    return config.projection or config.width * (2 if config.pooling == "cls+mean" else 1)
+
+
+def _own(x: Tensor) -> Tensor:
+    """The tensor in memory of its own; one that is a view keeps the whole of what it views alive."""
+    alone = x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes
+    return x if alone else x.clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,1 @@
+"""Training on labelled images: recipe, dataset, train, evaluate."""

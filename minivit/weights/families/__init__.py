@@ -1,0 +1,1 @@
+"""The checkpoint families: names, config readers and inverses as data."""

@@ -1,0 +1,48 @@
+"""Small models whose tokens lie otherwise: two prefix tokens, or none at all."""
+
+from __future__ import annotations
+
+import torch
+from conftest import randomise
+
+from minivit.model.attention import attend_sdpa
+from minivit.model.config import ViTConfig
+from minivit.model.vit import ViT
+
+SMALL = {"image_size": (24, 40), "patch_size": 8, "width": 21, "depth": 3, "heads": 3, "mlp_width": 37, "classes": 5}
+
+
+KINDS = {"cls": {}, "two": {"dist_token": True}, "none": {"cls_token": False, "pooling": "mean"}}
+
+# The switches of every published family, as changes to build().
+_DINOV2 = {"layer_scale": True, "pooling": "cls+mean"}
+_DINOV3 = {"registers": 2, "positions": "rope", "width": 24, "layer_scale": True, "mlp": "swiglu", "activation": "silu"}
+_CLIP = {"norm_pre": True, "norm": "pooled", "patch_bias": False, "activation": "quick_gelu"}
+FAMILIES = {
+    "vit": {},
+    "in21k": {"classes": 0, "pooler": True},
+    "deit": {"dist_token": True, "pooling": "cls&dist"},
+    "dinov2": _DINOV2,
+    "dinov2-giant": {**_DINOV2, "mlp": "swiglu", "activation": "silu", "registers": 3},
+    "dinov3": {**_DINOV3, "any_size": True},
+    "mae": {"norm": "pooled", "pooling": "mean"},
+    "clip": {**_CLIP, "classes": 0, "projection": 13},
+    "timm-clip": _CLIP,
+    "siglip": {"cls_token": False, "pooling": "map", "activation": "gelu_tanh"},
+    "mean": {"cls_token": False, "pooling": "mean"},
+}
+
+
+def build(kind: str = "cls", attend=attend_sdpa, dtype=torch.float64, seed: int = 0, **changes) -> ViT:
+    """A random model: "cls" as published, "two" with a distillation token, "none" without prefix tokens."""
+    torch.manual_seed(seed)
+    model = ViT(ViTConfig(**{**SMALL, **KINDS[kind], **changes}), attend)
+    randomise(model)
+    with torch.no_grad():  # so that attention is far from uniform
+        for block in model.blocks:
+            block.attn.qkv.weight.mul_(30)
+    return model.to(dtype).eval()
+
+
+def pixels(batch: int = 2, dtype=torch.float64, seed: int = 1, size=(24, 40)) -> torch.Tensor:
+    return torch.randn(batch, 3, *size, dtype=dtype, generator=torch.Generator().manual_seed(seed))
