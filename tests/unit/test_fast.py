@@ -347,7 +347,7 @@ def test_passes_reuse_their_memory():
     """In a process of its own, whose largest block so far is small; a block is what a pass of many tokens frees."""
     script = """
 import resource, torch
-from minivit.fast import keep_memory
+from minivit.inference.optimize import keep_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(8):
