@@ -13,6 +13,7 @@ from minivit.cli.checkpoints import convert, diff, info, models, verify
 from minivit.cli.look import ablate, attention, attribute, explore, faithfulness, heads, lens, preprocess, trace
 from minivit.cli.predict import classify, embed, similar
 from minivit.cli.shared.bulk import open_closed_streams, silence_stdout
+from minivit.cli.shared.command import Command
 from minivit.cli.shared.console import say
 from minivit.cli.training import evaluate, train
 from minivit.errors import MinivitError
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"minivit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
-        command.add_parser(commands)
+        (command.run if isinstance(command.run, Command) else command).add_parser(commands)
     args = parser.parse_args(argv)
     open_closed_streams()
     # minivit needs no NumPy, and torch does without, but says so each time it is imported.

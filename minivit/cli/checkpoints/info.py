@@ -6,23 +6,18 @@ import argparse
 import json
 from typing import Any
 
+from minivit.cli.shared.command import HUB, JSON, MODEL_ARGUMENT, command
 from minivit.cli.shared.console import printable
-from minivit.cli.shared.models import add_hub_options, go_offline
+from minivit.cli.shared.models import go_offline
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "info",
-        help="describe a model without running it",
-        description="Architecture, parameters, tokens, labels, preprocessing and bytes of a model, read from "
-        "config.json and the headers of its weight files; nothing is run.",
-    )
-    parser.add_argument("model", metavar="MODEL", help="hub id, folder or weights file")
-    parser.add_argument("--json", action="store_true", help="write one JSON object")
-    add_hub_options(parser)
-    parser.set_defaults(run=run)
-
-
+@command(
+    "info",
+    help="describe a model without running it",
+    description="Architecture, parameters, tokens, labels, preprocessing and bytes of a model, read from "
+    "config.json and the headers of its weight files; nothing is run.",
+    options=[MODEL_ARGUMENT, JSON, HUB],
+)
 def run(args: argparse.Namespace) -> int:
     from minivit.weights import describe
 
@@ -63,10 +58,10 @@ def text(facts: dict[str, Any]) -> str:
         **({"text tower": text_tower(both)} if both else {}),
         "labels": named if c["classes"] else "texts, as you give them" if both else "no head",
     }
-    return table(facts, rows)
+    return facts_table(facts, rows)
 
 
-def table(facts: dict[str, Any], rows: dict[str, str]) -> str:
+def facts_table(facts: dict[str, Any], rows: dict[str, str]) -> str:
     """Rows about an architecture, and those every model has."""
     weights = facts["weights"]
     rows = {
@@ -87,7 +82,7 @@ def swin_text(facts: dict[str, Any]) -> str:
     def each(values: Any) -> str:
         return " / ".join(map(str, values))
 
-    return table(
+    return facts_table(
         facts,
         {
             "architecture": f"Swin, stages of {each(c['depths'])} blocks, width {c['width']} doubling, "

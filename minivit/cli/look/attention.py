@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.console import positive, printable, say
+from minivit.cli.shared.console import fraction, positive, printable, say, whole
 from minivit.cli.shared.models import (
     add_hub_options,
     add_label_options,
     add_model_option,
     add_run_options,
     labels_of,
+    load_image_model,
     load_model,
-    load_picture_model,
 )
-from minivit.cli.shared.picture import check_suffix, open_photo, pixels_for, say_notes, share, show, whole, writing
+from minivit.cli.shared.picture import check_suffix, open_photo, pixels_for, say_notes, show, writing
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--class", metavar="NAME|INDEX", help="the class to follow back (the most likely)")
     parser.add_argument("--start-layer", metavar="N", type=whole, help="first layer that takes part (0)")
-    parser.add_argument("--residual", metavar="SHARE", type=share, help="weight of the residual connection (0.5)")
-    parser.add_argument("--discard", metavar="SHARE", type=share, help="smallest attention to leave out (0)")
+    parser.add_argument("--residual", metavar="SHARE", type=fraction, help="weight of the residual connection (0.5)")
+    parser.add_argument("--discard", metavar="SHARE", type=fraction, help="smallest attention to leave out (0)")
     parser.add_argument("--steps", metavar="N", type=positive, help="points on the way from the baseline (32)")
     parser.add_argument("--grid", action="store_true", default=None, help="layers x heads on one sheet")
     parser.add_argument("--scale", choices=("each", "shared"), help="colours of a sheet: of each map (each) or of all")
@@ -80,7 +80,9 @@ def add_parser(commands: Any) -> None:
         default="blue-red",
         help="blue-red: much is red (default); cubehelix: even in lightness, much is white",
     )
-    parser.add_argument("--opacity", metavar="SHARE", type=share, default=0.5, help="of the map over the photo (0.5)")
+    parser.add_argument(
+        "--opacity", metavar="SHARE", type=fraction, default=0.5, help="of the map over the image (0.5)"
+    )
     parser.add_argument(
         "--score",
         action="store_true",
@@ -142,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     photo, notes = open_photo(args.image)
     say_notes(args.image, notes)
-    model = load_picture_model(args) if args.method == "raw" else load_model(args)
+    model = load_image_model(args) if args.method == "raw" else load_model(args)
     pixels_BCHW, spec = pixels_for(model, photo)
     if isinstance(model, Swin):
         if args.score:

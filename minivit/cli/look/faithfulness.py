@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minivit.cli.look.attention import METHODS, class_name, find_class
-from minivit.cli.shared.console import positive, printable, say
+from minivit.cli.shared.console import positive, printable, say, whole
 from minivit.cli.shared.inputs import find_pictures
 from minivit.cli.shared.models import add_hub_options, add_model_option, add_run_options, load_model
-from minivit.cli.shared.picture import check_suffix, open_photo, pixels_for, say_notes, whole, writing
+from minivit.cli.shared.picture import check_suffix, open_photo, pixels_for, say_notes, writing
 from minivit.errors import ImageError, UsageError
 
 if TYPE_CHECKING:

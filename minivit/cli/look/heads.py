@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.console import columns, positive, printable, say
 from minivit.cli.shared.inputs import find_pictures
-from minivit.cli.shared.models import add_hub_options, add_model_option, add_run_options, load_picture_model
+from minivit.cli.shared.models import add_hub_options, add_model_option, add_run_options, load_image_model
 from minivit.cli.shared.picture import check_suffix, writing
 from minivit.errors import ImageError, UsageError
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     for path in args.out:
         check_suffix(path, ".csv", ".png")
-    model = load_picture_model(args)
+    model = load_image_model(args)
     sums: dict[str, Tensor] = {}
     failures: list[str] = []
     count = 0

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from minivit.cli.checkpoints.info import POOLED
 from minivit.cli.look.attention import class_name, find_class
+from minivit.cli.shared.command import A_CLASS, JSON, LABELS, ONE_IMAGE, RUN, command, option, output
 from minivit.cli.shared.console import columns, printable
-from minivit.cli.shared.models import add_hub_options, add_label_options, add_model_option, add_run_options, load_model
-from minivit.cli.shared.picture import check_suffix, open_photo, pixels_for, say_notes, writing
-from minivit.errors import UsageError
+from minivit.cli.shared.image import one_image
+from minivit.cli.shared.picture import writing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,24 +24,34 @@ if TYPE_CHECKING:
 SCHEMA = 1  # of the JSON record; a field is only ever added under the same number
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "lens",
-        help="read every block by the final head",
-        description="The logit lens: the final norm and head applied to what the head would read after every block, or "
-        "with --patches to every patch alone. The head was trained for the last block; what it says of earlier ones "
-        "shows what already stands in its own directions, not all that is known there.",
-    )
-    parser.add_argument("image", metavar="IMAGE", help="a picture file, or - for standard input")
-    parser.add_argument("--patches", action="store_true", help="a label for every patch after every block")
-    parser.add_argument("--class", metavar="NAME|INDEX", help="the class to follow (the final answer)")
-    parser.add_argument("--json", action="store_true", help="write one JSON object")
-    parser.add_argument("-o", "--out", metavar="FILE", help="draw it, FILE.png: probabilities, or maps of labels")
-    add_label_options(parser)
-    add_model_option(parser)
-    add_hub_options(parser)
-    add_run_options(parser)
-    parser.set_defaults(run=run)
+@command(
+    "lens",
+    help="read every block by the final head",
+    description="The logit lens: the final norm and head applied to what the head would read after every block, or "
+    "with --patches to every patch alone. The head was trained for the last block; what it says of earlier ones "
+    "shows what already stands in its own directions, not all that is known there.",
+    options=[
+        ONE_IMAGE,
+        option("--patches", action="store_true", help="a label for every patch after every block"),
+        A_CLASS,
+        JSON,
+        output(".png", help="draw it, FILE.png: probabilities, or maps of labels"),
+        LABELS,
+        *RUN,
+    ],
+)
+def run(args: argparse.Namespace) -> int:
+    one = one_image(args, needs_classes="a lens has no labels to show")
+    reading = read(one.model, one.pixels_BCHW, getattr(args, "class"), patches=args.patches)
+    grid = one.model.layout_of(one.pixels_BCHW).grid if args.patches else None
+    if args.json:
+        print(json.dumps(one.record(SCHEMA, record(one.model, reading, grid))))
+    else:
+        print(text(one.model, reading, args.image))
+    if args.out:
+        with writing(args.out):
+            draw(one.model, reading, one.image, one.spec, grid).save(args.out)
+    return 0
 
 
 @dataclass(kw_only=True)
@@ -60,31 +70,6 @@ class Reading:
     @property
     def best(self) -> int:
         return int(self.final.argmax())
-
-
-def run(args: argparse.Namespace) -> int:
-    check_suffix(args.out, ".png")
-    photo, notes = open_photo(args.image)
-    say_notes(args.image, notes)
-    model = load_model(args)
-    if not model.config.classes:
-        raise UsageError(
-            f"{model.name}: has no classifier, so a lens has no labels to show; name a model with a head, "
-            "or --labels where it has a text tower"
-        )
-    pixels_BCHW, spec = pixels_for(model, photo)
-    reading = read(model, pixels_BCHW, getattr(args, "class"), patches=args.patches)
-    grid = model.layout_of(pixels_BCHW).grid if args.patches else None
-    if args.json:
-        about = {"model": model.name, "revision": model.revision, "device": str(pixels_BCHW.device)}
-        warnings = {"warnings": notes} if notes else {}
-        print(json.dumps({"schema": SCHEMA, "path": args.image, **record(model, reading, grid), **about, **warnings}))
-    else:
-        print(text(model, reading, args.image))
-    if args.out:
-        with writing(args.out):
-            draw(model, reading, photo, spec, grid).save(args.out)
-    return 0
 
 
 def read(model: ViT, pixels_BCHW: Tensor, asked: str | None, *, patches: bool) -> Reading:

@@ -26,7 +26,7 @@ from minivit.cli.shared.models import (
     add_label_options,
     add_model_option,
     add_run_options,
-    load_picture_model,
+    load_image_model,
 )
 from minivit.errors import UsageError
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     form = args.form or (suffix if suffix in WRITERS else "text")
     if args.resume and not (args.out and form == "jsonl"):
         raise UsageError("--resume continues a file of JSON lines: name it with -o FILE.jsonl")
-    model = load_picture_model(args)
+    model = load_image_model(args)
     if model.config.classes and not model.labels:
         say(f"{model.name} names no classes; the numbers are the outputs of its head")
     found, fast = choose_path(args, model)

@@ -22,7 +22,7 @@ from minivit.cli.shared.models import (
     add_hub_options,
     add_model_option,
     add_run_options,
-    load_picture_model,
+    load_image_model,
     load_towers,
 )
 from minivit.errors import UsageError
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and not args.out:
         raise UsageError("--resume continues a file: name it with -o FILE")
     towers = load_towers(args) if args.text else None
-    model = towers.image if towers else load_picture_model(args)
+    model = towers.image if towers else load_image_model(args)
     args.pool = shared_pool(model) if towers else args.pool or "cls"
     found, fast = (iter(()), False) if towers else choose_path(args, model)
     constant = constants(

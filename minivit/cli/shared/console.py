@@ -1,28 +1,27 @@
-"""What the commands share: talk on stderr, the options that choose a model."""
+"""What the commands print: messages and progress on stderr, tables of text, and how numbers are typed."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    pass
+T = TypeVar("T")
 
 
 def say(message: str) -> None:
-    """One line of talk on stderr."""
+    """Print one line on stderr."""
     print(f"minivit: {message}", file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
-    """A file name or label as it may stand on a terminal: control characters escaped, one line."""
+    """Return a file name or label in one line, with its control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
-def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows of cells under each other: the first `left` columns flush left, numbers flush right."""
+def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Return rows of cells as aligned text: the first `left` columns flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -32,8 +31,39 @@ def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     return "\n".join(lines)
 
 
+columns = table
+
+
+def progress(items: Iterable[T], unit: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items, counted on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from tqdm import tqdm
+
+    yield from tqdm(items, unit=f" {unit}", total=total, dynamic_ncols=True, leave=False)
+
+
 def positive(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def whole(text: str) -> int:
+    """An argparse type: a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value

@@ -97,7 +97,7 @@ def pick_device(name: str) -> str:
 
 def load_model(args: argparse.Namespace) -> ViT:
     """The ViT the options ask for, as `plain_vit`; else as `load_any`."""
-    return plain_vit(load_picture_model(args), args.model)
+    return plain_vit(load_image_model(args), args.model)
 
 
 def plain_vit(model: Any, name: str) -> ViT:
@@ -118,7 +118,7 @@ def plain_vit(model: Any, name: str) -> ViT:
     return model.image if isinstance(model, CLIP) else model
 
 
-def load_picture_model(args: argparse.Namespace) -> Any:
+def load_image_model(args: argparse.Namespace) -> Any:
     """The model that reads pictures, a ViT or a Swin: of two towers, the image tower; else as `load_any`.
 
     Where the command takes --labels and they were given, their texts are its classes.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minivit.cli.shared.command import check_suffix as require_suffix
 from minivit.cli.shared.console import printable, say
 from minivit.errors import UsageError
 
@@ -61,10 +60,8 @@ def writing(path: str) -> Iterator[None]:
 
 def check_suffix(path: str | None, *suffixes: str) -> None:
     """Refuse an output file of a kind this command does not write, or without a folder, before anything is computed."""
-    if path is not None and Path(path).suffix.lower() not in suffixes:
-        raise UsageError(f"-o {path}: the name must end in {' or '.join(suffixes)}")
-    if path is not None and not Path(path).parent.is_dir():
-        raise UsageError(f"-o {path}: cannot be written (no such folder)")
+    if path is not None:
+        require_suffix(path, *suffixes)
 
 
 def show(image: Image.Image, values_hw: Tensor | None, columns: int = 100) -> str:
@@ -83,21 +80,3 @@ def show(image: Image.Image, values_hw: Tensor | None, columns: int = 100) -> st
         return shades(values_hw, unicode=unicode)
     deep = os.environ.get("COLORTERM", "") in ("truecolor", "24bit")
     return half_blocks(image, columns, unicode=unicode, colours=2**24 if deep else 256)
-
-
-def whole(text: str) -> int:
-    """An argparse type: a whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
-
-
-def share(text: str) -> float:
-    """An argparse type: a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value

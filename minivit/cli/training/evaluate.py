@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minivit.cli.shared.console import positive, printable
-from minivit.cli.shared.models import add_hub_options, add_run_options, load_picture_model
+from minivit.cli.shared.models import add_hub_options, add_run_options, load_image_model
 
 
 def add_parser(commands: Any) -> None:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from minivit.viz.charts import confusion_chart
 
     photos = find_photos(args.data)
-    model = load_picture_model(args)
+    model = load_image_model(args)
 
     def report(done: int) -> None:
         if sys.stderr.isatty():

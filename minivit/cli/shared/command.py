@@ -1,0 +1,116 @@
+"""What a command is, and the options that several commands share, each declared once.
+
+A command file fills in one `command`:
+
+    @command("lens", help="...", description="...", options=[ONE_IMAGE, JSON, output(".png", help="..."), *RUN])
+    def run(args: argparse.Namespace) -> int:
+        ...call one function, print or save its result...
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minivit.cli.shared.console import positive
+from minivit.cli.shared.models import add_hub_options, add_label_options, add_model_option, add_run_options
+from minivit.errors import UsageError
+
+Options = Callable[[argparse.ArgumentParser], object]  # adds one option, or several that belong together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command of `minivit`, or of a group such as `minivit bench`."""
+
+    name: str  # as it is typed
+    help: str  # its line in the list of commands
+    description: str  # the first paragraph of its own help
+    options: Sequence[Options]  # in the order of its own help
+    function: Callable[[argparse.Namespace], int]  # runs it and returns the exit code
+    epilog: str | None = None  # the last paragraph of its own help
+
+    def add_parser(self, commands: Any) -> None:
+        """Add this command to the subparsers of argparse."""
+        parser = commands.add_parser(self.name, help=self.help, description=self.description, epilog=self.epilog)
+        for add in self.options:
+            add(parser)
+        parser.set_defaults(run=self)
+
+    def __call__(self, args: argparse.Namespace) -> int:
+        """Check the output files, run the command and return its exit code, before anything else is loaded.
+
+        Raises:
+            UsageError: an output file of a kind that the command does not write, or in a folder that does not exist.
+        """
+        suffixes = getattr(args, "suffixes", ())
+        given = getattr(args, "out", None) or []
+        for path in [given] if isinstance(given, str) else given:
+            if suffixes:
+                check_suffix(path, *suffixes)
+        return self.function(args)
+
+
+def command(name: str, **fields: Any) -> Callable[[Callable[[argparse.Namespace], int]], Command]:
+    """Return a decorator that makes a function of the parsed arguments a Command of this name."""
+    return lambda function: Command(name=name, function=function, **fields)
+
+
+def group(name: str, help: str, description: str, commands: Sequence[Command]) -> Command:
+    """Return a command that only holds others, such as `minivit bench`."""
+
+    def add_commands(parser: argparse.ArgumentParser) -> None:
+        verbs = parser.add_subparsers(metavar="VERB", required=True)
+        for one in commands:
+            one.add_parser(verbs)
+
+    return Command(name=name, help=help, description=description, options=[add_commands], function=lambda args: 2)
+
+
+def option(*names: str, **settings: Any) -> Options:
+    """Return one option: the arguments of argparse's add_argument."""
+    return lambda parser: parser.add_argument(*names, **settings)
+
+
+def output(*suffixes: str, help: str, **settings: Any) -> Options:
+    """Return -o FILE, whose suffix is checked before the command runs; no suffixes: any file."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("-o", "--out", metavar="FILE", help=help, **settings)
+        parser.set_defaults(suffixes=suffixes)
+
+    return add
+
+
+def check_suffix(path: str, *suffixes: str) -> None:
+    """Refuse an output file of a kind that the command does not write, or in a folder that does not exist.
+
+    Raises:
+        UsageError: the reason.
+    """
+    if Path(path).suffix.lower() not in suffixes:
+        raise UsageError(f"-o {path}: the name must end in {' or '.join(suffixes)}")
+    if not Path(path).parent.is_dir():
+        raise UsageError(f"-o {path}: cannot be written (no such folder)")
+
+
+ONE_IMAGE = option("image", metavar="IMAGE", help="an image file, or - for standard input")
+IMAGE_FOLDERS: tuple[Options, ...] = (
+    option("images", nargs="+", metavar="FOLDER", help="folder, file, pattern, or - for standard input"),
+    option("-r", "--recursive", action="store_true", help="look into folders of folders"),
+)
+JSON = option("--json", action="store_true", help="write one JSON object")
+A_CLASS = option("--class", metavar="NAME|INDEX", help="the class to follow (default: the most likely one)")
+LABELS: Options = add_label_options
+MODEL_ARGUMENT = option("model", metavar="MODEL", help="hub id, folder or weights file")
+HUB: Options = add_hub_options  # --revision, --family, --offline
+LOAD: tuple[Options, ...] = (add_model_option, add_hub_options)  # --model and what belongs to it
+RUN: tuple[Options, ...] = (*LOAD, add_run_options)  # and --device and --dtype
+
+
+def batch_size(default: int) -> Options:
+    """Return -b B, the images that are run together."""
+    return option("-b", "--batch-size", type=positive, default=default, metavar="B", help=f"batch size ({default})")

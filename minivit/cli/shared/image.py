@@ -1,0 +1,63 @@
+"""The image and the model of a command that looks at one image."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from minivit.cli.shared.models import load_image_model, load_model
+from minivit.cli.shared.picture import open_photo, pixels_for, say_notes
+from minivit.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from minivit.images.spec import ImageSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneImage:
+    """An image, and the model that it goes through."""
+
+    path: str  # as it was typed
+    image: Image.Image  # upright RGB
+    notes: list[str]  # what was done to make it that
+    model: Any  # a ViT; or a Swin, where the command takes one
+    spec: ImageSpec
+    pixels_BCHW: Tensor  # B is 1; on the device and in the dtype of the weights
+
+    def record(self, schema: int, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return `fields` as a JSON record: schema and path in front, model, revision, device and warnings behind."""
+        return record(schema, self.path, fields, self.model, self.notes)
+
+
+def one_image(args: argparse.Namespace, *, needs_classes: str | None = None, any_model: bool = False) -> OneImage:
+    """Return the image and the model that the arguments name; what was done to the image is said.
+
+    Args:
+        needs_classes: what the command would do with classes, for the error of a model that has none.
+        any_model: whether the command takes a Swin as well.
+
+    Raises:
+        ImageError: the image cannot be read.
+        UsageError: the model has no classifier, or is of a kind that the command does not take.
+        ModelUnavailableError, CheckpointError: as `minivit.load`.
+    """
+    image, notes = open_photo(args.image)
+    say_notes(args.image, notes)
+    model = load_image_model(args) if any_model else load_model(args)
+    if needs_classes and not model.config.classes:
+        raise UsageError(
+            f"{model.name}: has no classifier, so {needs_classes}; name a model with a head, "
+            "or --labels where it has a text tower"
+        )
+    pixels_BCHW, spec = pixels_for(model, image)
+    return OneImage(path=args.image, image=image, notes=notes, model=model, spec=spec, pixels_BCHW=pixels_BCHW)
+
+
+def record(schema: int, path: str, fields: dict[str, Any], model: Any, warnings: list[str]) -> dict[str, Any]:
+    """Return `fields` as a JSON record: schema and path in front, model, revision, device and warnings behind."""
+    about = {"model": model.name, "revision": model.revision, "device": str(model.patch_embed.weight.device)}
+    return {"schema": schema, "path": path, **fields, **about, **({"warnings": warnings} if warnings else {})}
