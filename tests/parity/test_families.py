@@ -29,9 +29,8 @@ from minivit.errors import CheckpointError, UsageError
 from minivit.model.clip import CLIP
 from minivit.model.config import TokenLayout, ViTConfig
 from minivit.model.embed import resample_positions
-from minivit.weights.families.tables import FAMILIES
+from minivit.weights.families.registry import FAMILIES, LAYOUTS
 from minivit.weights.operations import OPERATIONS
-from minivit.weights.writer import LAYOUTS
 
 SMALL = [case for case in CASES if not case.full_size]
 
@@ -277,13 +276,13 @@ def test_every_timm_architecture_has_timms_own_shapes():
     import timm
 
     from minivit.model.vit import ViT
+    from minivit.weights.configs import read_config
     from minivit.weights.convert import rows_for, spellings
-    from minivit.weights.families.architectures import TIMM_ARCHITECTURES
-    from minivit.weights.families.configs import read_config
+    from minivit.weights.families.timm.architectures import ARCHITECTURES
     from minivit.weights.files import Source
 
     table = FAMILIES["timm"]
-    for name in TIMM_ARCHITECTURES:
+    for name in ARCHITECTURES:
         with torch.device("meta"):
             theirs = timm.create_model(name, num_classes=7)
         config = {"architecture": name, "num_classes": 7}
@@ -310,7 +309,7 @@ def test_every_timm_architecture_has_timms_own_shapes():
 def test_timms_architectures_cover_what_its_factories_of_the_families_offer():
     import timm
 
-    from minivit.weights.families.architectures import TIMM_ARCHITECTURES
+    from minivit.weights.families.timm.architectures import ARCHITECTURES
 
     wanted = [
         name
@@ -320,7 +319,7 @@ def test_timms_architectures_cover_what_its_factories_of_the_families_offer():
     ]
     wanted += timm.list_models("deit_*") + timm.list_models("vit_*_dinov2")
     assert len(wanted) > 25
-    assert not set(wanted) - set(TIMM_ARCHITECTURES)
+    assert not set(wanted) - set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("args, said", [({"qk_norm": True}, "qk_norm"), ({"global_pool": "avgmax"}, "avgmax")])

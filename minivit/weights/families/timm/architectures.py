@@ -1,13 +1,12 @@
-"""Models that are known by a name instead of a config.json: data only.
-
-timm's config.json names an `architecture` and says only what differs from it; torchvision's files come without any.
-"""
+"""timm's Vision Transformers by name: the arguments in which each differs from the defaults. Data only."""
 
 from __future__ import annotations
 
+from minivit.weights.families.base import Given
+
 # timm's VisionTransformer: arguments this model has a switch for, with their defaults (timm/models/
 # vision_transformer.py). `eps` stands for its norm_layer, `distilled` for VisionTransformerDistilled.
-TIMM_DEFAULTS: dict = {
+DEFAULTS: Given = {
     "img_size": 224,
     "patch_size": 16,
     "in_chans": 3,
@@ -31,8 +30,8 @@ TIMM_DEFAULTS: dict = {
     "distilled": False,
 }
 
-# Arguments of training and of initialisation, which change nothing at inference.
-TIMM_TRAINING = frozenset(
+# Arguments of training and of initialisation, which have no effect on inference.
+TRAINING = frozenset(
     {"drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"}
     | {"weight_init", "fix_init", "strict_img_size", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 )
@@ -41,7 +40,7 @@ _TINY = {"embed_dim": 192, "num_heads": 3}
 _SMALL = {"embed_dim": 384, "num_heads": 6}
 _MEDIUM = {"embed_dim": 512, "num_heads": 8}
 _BETWIXT = {"embed_dim": 640, "num_heads": 10}
-_BASE: dict = {}
+_BASE: Given = {}
 _LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 _HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
 _GIANT = {"embed_dim": 1408, "mlp_ratio": 48 / 11, "depth": 40, "num_heads": 16}
@@ -68,21 +67,21 @@ _DINOV2_GIANT = {
 _DEIT3 = {"no_embed_class": True, "init_values": 1e-6}
 
 
-def _timm(name: str, *parts: dict, **changes) -> dict[str, dict]:
-    """One entry; patch and picture size stand in the name, as in vit_base_patch16_224, unless `parts` say otherwise."""
-    sizes: dict = {}
+def _timm(name: str, *parts: Given, **changes: object) -> dict[str, Given]:
+    """Return one entry; patch and image size are in the name (vit_base_patch16_224), unless `parts` replace them."""
+    sizes: Given = {}
     for word in name.split("_"):
         if word.startswith("patch"):
             sizes["patch_size"] = int(word.removeprefix("patch"))
     if name.rpartition("_")[2].isdecimal():
         sizes["img_size"] = int(name.rpartition("_")[2])
-    arguments: dict = {}
+    arguments: Given = {}
     for part in (sizes, *parts, changes):
         arguments.update(part)
     return {name: arguments}
 
 
-TIMM_ARCHITECTURES: dict[str, dict] = {
+ARCHITECTURES: dict[str, Given] = {
     **_timm("vit_tiny_patch16_224", _TINY),
     **_timm("vit_tiny_patch16_384", _TINY),
     **_timm("vit_small_patch32_224", _SMALL),
@@ -198,74 +197,4 @@ TIMM_ARCHITECTURES: dict[str, dict] = {
         dynamic_img_size=True,
         img_size=160,
     ),
-}
-
-# timm's SwinTransformer (timm/models/swin_transformer.py), as above.
-TIMM_SWIN_DEFAULTS: dict = {
-    "img_size": 224,
-    "patch_size": 4,
-    "in_chans": 3,
-    "num_classes": None,  # as many as the file's head has
-    "global_pool": "avg",
-    "embed_dim": 96,
-    "depths": (2, 2, 6, 2),
-    "num_heads": (3, 6, 12, 24),
-    "window_size": 7,
-    "mlp_ratio": 4.0,
-    "qkv_bias": True,
-    "dynamic_img_size": False,
-}
-_SWIN_S = {"depths": (2, 2, 18, 2)}
-_SWIN_B = {**_SWIN_S, "embed_dim": 128, "num_heads": (4, 8, 16, 32)}
-_SWIN_L = {**_SWIN_S, "embed_dim": 192, "num_heads": (6, 12, 24, 48)}
-_12_384 = {"window_size": 12, "img_size": 384}
-TIMM_SWINS: dict[str, dict] = {
-    "swin_tiny_patch4_window7_224": {},
-    "swin_small_patch4_window7_224": _SWIN_S,
-    "swin_base_patch4_window7_224": _SWIN_B,
-    "swin_base_patch4_window12_384": {**_SWIN_B, **_12_384},
-    "swin_large_patch4_window7_224": _SWIN_L,
-    "swin_large_patch4_window12_384": {**_SWIN_L, **_12_384},
-    "swin_s3_tiny_224": {"window_size": (7, 7, 14, 7)},
-    "swin_s3_small_224": {"window_size": (14, 14, 14, 7), **_SWIN_S},
-    "swin_s3_base_224": {"window_size": (7, 7, 14, 7), "depths": (2, 2, 30, 2)},
-}
-
-# torchvision's models and weights: torchvision/models/vision_transformer.py and swin_transformer.py. Keys as in
-# transformers' config.json.
-TORCHVISION_SIZES: dict[str, dict] = {
-    "vit_b_16": {"patch_size": 16, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "vit_b_32": {"patch_size": 32, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "vit_l_16": {"patch_size": 16, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
-    "vit_l_32": {"patch_size": 32, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
-    "vit_h_14": {"patch_size": 14, "hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16},
-    "swin_t": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]},
-    "swin_s": {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24]},
-    "swin_b": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]},
-}
-
-# Of each model, the weights by their enum name, torchvision's DEFAULT first: file, size of the picture, shorter
-# edge before the crop, Pillow's filter (2 bilinear, 3 bicubic). The hexadecimal end of a file name is the beginning
-# of its SHA-256.
-TORCHVISION_URL = "https://download.pytorch.org/models/"
-TORCHVISION_WEIGHTS: dict[str, dict[str, tuple[str, int, int, int]]] = {
-    "vit_b_16": {
-        "IMAGENET1K_V1": ("vit_b_16-c867db91.pth", 224, 256, 2),
-        "IMAGENET1K_SWAG_E2E_V1": ("vit_b_16_swag-9ac1b537.pth", 384, 384, 3),
-        "IMAGENET1K_SWAG_LINEAR_V1": ("vit_b_16_lc_swag-4e70ced5.pth", 224, 224, 3),
-    },
-    "vit_b_32": {"IMAGENET1K_V1": ("vit_b_32-d86f8d99.pth", 224, 256, 2)},
-    "vit_l_16": {
-        "IMAGENET1K_V1": ("vit_l_16-852ce7e3.pth", 224, 242, 2),
-        "IMAGENET1K_SWAG_E2E_V1": ("vit_l_16_swag-4f3808c9.pth", 512, 512, 3),
-        "IMAGENET1K_SWAG_LINEAR_V1": ("vit_l_16_lc_swag-4d563306.pth", 224, 224, 3),
-    },
-    "vit_l_32": {"IMAGENET1K_V1": ("vit_l_32-c7638314.pth", 224, 256, 2)},
-    "vit_h_14": {
-        "IMAGENET1K_SWAG_E2E_V1": ("vit_h_14_swag-80465313.pth", 518, 518, 3),
-        "IMAGENET1K_SWAG_LINEAR_V1": ("vit_h_14_lc_swag-c1eb923e.pth", 224, 224, 3),
-    },
-    "swin_t": {"IMAGENET1K_V1": ("swin_t-704ceda3.pth", 224, 232, 3)},
-    "swin_s": {"IMAGENET1K_V1": ("swin_s-5e29d889.pth", 224, 246, 3)},
-    "swin_b": {"IMAGENET1K_V1": ("swin_b-68c6b09e.pth", 224, 238, 3)},
 }
