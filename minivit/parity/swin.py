@@ -20,7 +20,7 @@ from minivit.model.config import ACTIVATIONS, WINDOWINGS, SwinConfig
 from minivit.model.swin import Swin, SwinBlock, WindowAttention, Windows
 from minivit.parity.search import EPS, Cause, Row, compare, swap, tolerance_of
 from minivit.weights.families.base import swin_places
-from minivit.weights.families.registry import SWIN_STEPS
+from minivit.weights.families.registry import FAMILIES, SWIN_STEPS
 
 B = "blocks.{i}."
 
@@ -29,9 +29,7 @@ B = "blocks.{i}."
 # tokens (B, P, D), "pooled" (B, D) and "logits" (B, L). Inside the windows every library has another form, so there is
 # no step between norm1 and resid_mid.
 PLACES: dict[str, Mapping[str, str]] = {
-    "minivit": swin_places(
-        "norm_embed", "stages.{s}.blocks.{j}", "norm1", "norm2", "fc1", "fc2", "stages.{s}.merge", "norm", "head"
-    ),
+    "minivit": swin_places({name: (name,) for name in FAMILIES["swin"].rows}, "head"),
     **SWIN_STEPS,
 }
 

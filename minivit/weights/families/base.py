@@ -139,25 +139,80 @@ def swin_rows(block: str, merge: str, **names: str) -> Rows:
     }
 
 
-def swin_places(
-    embed: str, block: str, norm1: str, norm2: str, fc1: str, fc2: str, merge: str, norm: str, head: str
-) -> dict[str, str]:
-    """Return where a library has the steps of a Swin.
+def _place(rows: Rows, name: str, spelling: int) -> tuple[str, ...]:
+    """Return the modules of a parameter in one of its spellings."""
+    row = rows[name] if name in rows else rows[f"{name}.weight"]
+    parts = spelling_of(row[spelling]).parts
+    return tuple(part.removesuffix(".weight") for part in parts if part)
 
-    `{i}` is a block counted through the stages, `{s}` its stage and `{j}` its number in the stage. A name that ends in
-    ".input" is the input of that module.
+
+def vit_steps(
+    rows: Rows,
+    trunk: str = "",
+    tokens: str = "",
+    head: str | None = None,
+    elsewhere: Mapping[str, str] | None = None,
+    spelling: int = -1,
+) -> dict[str, str]:
+    """Return where a library has the steps of a ViT whose parameters it calls as these rows do: {step: place}.
+
+    A place is a module whose output the step is, or with ".input" the module that reads it.
+
+    Args:
+        trunk: prefix of the modules inside the trunk.
+        tokens: the module in the trunk whose output is the input of the first block.
+        head: the module of the classifier.
+        elsewhere: step -> its place where the rows do not say it; "" where the library has no such place.
+        spelling: which of the names in a row the library's modules have.
     """
+    norm1, norm2, proj, fc1, fc2 = (
+        _place(rows, B + name, spelling)[0] for name in ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
+    )
+    layer = norm1[: norm1.index("{i}") + len("{i}")]
+    inside = {
+        "embed.patches": re.sub(r"\.proj(ection)?$", "", _place(rows, "patch_embed", spelling)[0]),
+        "embed.tokens": tokens,
+        B + "norm1": norm1,
+        **{B + part: place for part, place in zip("qkv", _place(rows, B + "attn.qkv", spelling), strict=False)},
+        B + "attn.mix": f"{proj}.input",
+        B + "attn.out": proj,
+        B + "resid_mid": f"{norm2}.input",
+        B + "norm2": norm2,
+        B + "mlp.pre": fc1,
+        B + "mlp.act": f"{fc2}.input",
+        B + "mlp.out": f"{layer}.mlp",
+        B + "resid_post": layer,
+        "norm": _place(rows, "norm", spelling)[0],
+    }
+    outside = {"pooled": f"{head}.input", "logits": head} if head else {}
+    steps = {name: trunk + place for name, place in inside.items()} | outside | dict(elsewhere or {})
+    return {name: place for name, place in steps.items() if place}
+
+
+def swin_places(rows: Rows, head: str) -> dict[str, str]:
+    """Return where a library has the steps of a Swin, as `vit_steps`.
+
+    In a place, `{i}` is a block counted through the stages, `{s}` its stage and `{j}` its number in the stage.
+    """
+
+    def place(name: str) -> str:
+        return re.sub(r"\{(\d*)i", r"{\1s", _place(rows, name, -1)[0])
+
+    norm1, norm2, fc1, fc2 = (
+        place("stages.{i}.blocks.{j}." + name) for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
+    )
+    block = norm1[: norm1.index("{j}") + len("{j}")]
     return {
-        "embed.tokens": embed,
-        B + "norm1": f"{block}.{norm1}",
-        B + "resid_mid": f"{block}.{norm2}.input",
-        B + "norm2": f"{block}.{norm2}",
-        B + "mlp.pre": f"{block}.mlp.{fc1}",
-        B + "mlp.act": f"{block}.mlp.{fc2}.input",
+        "embed.tokens": place("norm_embed"),
+        B + "norm1": norm1,
+        B + "resid_mid": f"{norm2}.input",
+        B + "norm2": norm2,
+        B + "mlp.pre": fc1,
+        B + "mlp.act": f"{fc2}.input",
         B + "mlp.out": f"{block}.mlp",
         B + "resid_post": block,
-        "stages.{s}.merge": merge,
-        "norm": norm,
+        "stages.{s}.merge": place("stages.{i}.merge.norm").removesuffix(".norm"),
+        "norm": place("norm"),
         "pooled": f"{head}.input",
         "logits": head,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minivit.model.config import SwinConfig
-from minivit.weights.families.base import Family, Given, Kind, Reference, Shapes, swin_places, swin_rows
+from minivit.weights.families.base import Family, Given, Kind, Reference, Rows, Shapes, swin_places, swin_rows
 from minivit.weights.families.timm.shared import arguments, labels, preprocessor
 
 # Arguments that minivit's Swin has a switch for, with timm's defaults.
@@ -60,6 +60,12 @@ def _read_swin(given: Given, shapes: Shapes) -> Given:
     }
 
 
+_ROWS: Rows = {
+    "patch_embed": ("patch_embed.proj",),
+    "norm_embed": ("patch_embed.norm",),
+    **swin_rows("layers.{i}.blocks.{j}.", "layers.{i+1}.downsample."),
+}
+
 TIMM_SWIN = Family(
     name="timm_swin",
     by_model_type=False,
@@ -69,28 +75,12 @@ TIMM_SWIN = Family(
     kinds={"SwinTransformer": Kind("head.fc")},
     constants={"windowing": "timm"},
     read=_read_swin,
-    rows={
-        "patch_embed": ("patch_embed.proj",),
-        "norm_embed": ("patch_embed.norm",),
-        **swin_rows("layers.{i}.blocks.{j}.", "layers.{i+1}.downsample."),
-    },
+    rows=_ROWS,
     dropped=("*.relative_position_index", "*.attn_mask"),
     processor="TimmTransform",
     preprocessor=preprocessor,
     labels=labels,
-    steps={
-        "timm": swin_places(
-            "patch_embed.norm",
-            "layers.{s}.blocks.{j}",
-            "norm1",
-            "norm2",
-            "fc1",
-            "fc2",
-            "layers.{s+1}.downsample",
-            "norm",
-            "head.fc",
-        )
-    },
+    steps={"timm": swin_places(_ROWS, "head.fc")},
     reference=Reference("timm", "timm"),
 )
 

@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-from minivit.weights.families.base import B, Family, Given, Kind, Reference, Rows, Shapes, Spelling
+from minivit.weights.families.base import B, Family, Given, Kind, Reference, Rows, Shapes, Spelling, vit_steps
 from minivit.weights.families.timm.architectures import ARCHITECTURES, DEFAULTS
 from minivit.weights.families.timm.shared import arguments, labels, named, preprocessor
 
 _ACTIVATIONS = {None: "gelu", "gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "silu": "silu"}
 _POOLINGS = {"token": "cls", "avg": "mean", "map": "map"}
-
-# timm.models.vision_transformer.VisionTransformer; attn.attn_drop runs with fused_attn off only, and v is a third of
-# attn.qkv.
-_STEPS = {
-    "embed.patches": "patch_embed",
-    "embed.tokens": "norm_pre",
-    B + "norm1": B + "norm1",
-    B + "q": B + "attn.q_norm",
-    B + "k": B + "attn.k_norm",
-    B + "attn.probs": B + "attn.attn_drop",
-    B + "attn.mix": B + "attn.proj.input",
-    B + "attn.out": B + "attn",
-    B + "resid_mid": B + "norm2.input",
-    B + "norm2": B + "norm2",
-    B + "mlp.pre": B + "mlp.fc1",
-    B + "mlp.act": B + "mlp.fc2.input",
-    B + "mlp.out": B + "mlp",
-    B + "resid_post": "blocks.{i}",
-    "norm": "norm",
-    "pooled": "head.input",
-    "logits": "head",
-}
 
 
 def read_timm(given: Given, shapes: Shapes) -> Given:
@@ -99,6 +77,14 @@ ROWS: Rows = {
 }
 
 
+# attn.attn_drop runs with fused_attn off only; v is a third of attn.qkv.
+_ELSEWHERE = {
+    B + "q": B + "attn.q_norm",
+    B + "k": B + "attn.k_norm",
+    B + "attn.probs": B + "attn.attn_drop",
+    B + "attn.out": B + "attn",
+}
+
 # `gamma_1` is in the original DeiT III files; `pre_logits` in old files, unused.
 TIMM = Family(
     name="timm",
@@ -114,7 +100,7 @@ TIMM = Family(
     processor="TimmTransform",
     preprocessor=preprocessor,
     labels=labels,
-    steps={"timm": _STEPS},
+    steps={"timm": vit_steps(ROWS, "", "norm_pre", "head", _ELSEWHERE)},
     reference=Reference("timm", "timm"),
 )
 

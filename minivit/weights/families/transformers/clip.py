@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minivit.model.config import CLIPConfig, TextConfig
-from minivit.weights.families.base import Family, Given, Kind, Reference, Shapes, Spelling, under
+from minivit.weights.families.base import Family, Given, Kind, Reference, Shapes, Spelling, under, vit_steps
 from minivit.weights.families.transformers.shared import (
     ACTIVATIONS,
     OTHER_TOWER,
@@ -12,7 +12,6 @@ from minivit.weights.families.transformers.shared import (
     TEXT_ROWS,
     TOWER_FIELDS,
     TOWER_ROWS,
-    tower_steps,
 )
 
 _REFERENCE = Reference("transformers", "transformers5-clip", trunk="vision_model.", module="vision_model")
@@ -50,7 +49,7 @@ CLIP_VISION = Family(
     dropped=OTHER_TOWER,
     processor="CLIPImageProcessor",
     saved=True,
-    steps={"transformers5-clip": tower_steps("pre_layrnorm")},
+    steps={"transformers5-clip": vit_steps(TOWER_ROWS, "vision_model.", "pre_layrnorm")},
     reference=_REFERENCE,
 )
 

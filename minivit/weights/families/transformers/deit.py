@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from minivit.weights.families.base import Family, Kind, Reference
-from minivit.weights.families.transformers.shared import ACTIVATIONS, FIELDS, ROWS, step_names
+from minivit.weights.families.base import Family, Kind, Reference, vit_steps
+from minivit.weights.families.transformers.shared import ACTIVATIONS, FIELDS, ROWS
 
 DEIT = Family(
     name="deit",
@@ -26,21 +26,7 @@ DEIT = Family(
     dropped=("embeddings.mask_token",),
     processor="DeiTImageProcessor",
     saved=True,
-    steps={
-        "transformers5-deit": step_names(
-            "deit",
-            "layers.{i}",
-            "attention.o_proj",
-            "layernorm_before",
-            "layernorm_after",
-            "mlp.fc1",
-            "mlp.fc2",
-            embed__patches="embeddings.patch_embeddings",
-            embed__tokens="embeddings",
-            norm="layernorm",
-            logits="cls_classifier",
-        )
-    },
+    steps={"transformers5-deit": vit_steps(ROWS, "deit.", "embeddings", "cls_classifier")},
     reference=Reference("transformers", "transformers5-deit", trunk="deit.", module="deit"),
 )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from minivit.model.config import ViTConfig
-from minivit.weights.families.base import Family, Given, Kind, Reference, Rows, Shapes, each
-from minivit.weights.families.transformers.shared import ACTIVATIONS, FIELDS, step_names
+from minivit.weights.families.base import Family, Given, Kind, Reference, Rows, Shapes, each, vit_steps
+from minivit.weights.families.transformers.shared import ACTIVATIONS, FIELDS
 
 
 def _read_dinov2(given: Given, shapes: Shapes) -> Given:
@@ -78,21 +78,7 @@ DINOV2 = Family(
     dropped=("embeddings.mask_token",),
     processor="BitImageProcessor",
     saved=True,
-    steps={  # with registers and without
-        "transformers5-dinov2": step_names(
-            "dinov2",
-            "encoder.layer.{i}",
-            "attention.o_proj",
-            "norm1",
-            "norm2",
-            "mlp.fc1",
-            "mlp.fc2",
-            embed__patches="embeddings.patch_embeddings",
-            embed__tokens="embeddings",
-            norm="layernorm",
-            logits="classifier",
-        )
-    },
+    steps={"transformers5-dinov2": vit_steps(_DINOV2_ROWS, "dinov2.", "embeddings", "classifier")},
     reference=Reference("transformers", "transformers5-dinov2", trunk="dinov2.", module="dinov2"),
 )
 

@@ -1,8 +1,8 @@
-"""What the files of several transformers models have in common: configuration keys, tensor names and step names."""
+"""What the files of several transformers models have in common: configuration keys and tensor names."""
 
 from __future__ import annotations
 
-from minivit.weights.families.base import B, Fields, Rows, Spelling, each
+from minivit.weights.families.base import Fields, Rows, Spelling, each
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "silu": "silu"}
 
@@ -73,53 +73,3 @@ TEXT_ROWS: Rows = {
 }
 OTHER_TOWER = ("text_model.*", "text_projection.weight", "logit_scale", "logit_bias", "embeddings.position_ids")
 POSITION_IDS = ("vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")
-
-
-def step_names(
-    trunk: str, layer: str, attn: str, norm1: str, norm2: str, fc1: str, fc2: str, **others: str
-) -> dict[str, str]:
-    """Return where transformers 5 has the steps of a ViT: in the parts of a layer, and around the layers.
-
-    Args:
-        trunk: attribute that holds the trunk.
-        layer, attn, norm1, norm2, fc1, fc2: a layer, and in it the last module of the attention, the norms, the MLP.
-        others: places of other steps, with "__" for "."; "logits" is outside the trunk.
-    """
-    layer, attn = f"{trunk}.{layer}", f"{trunk}.{layer}.{attn}"
-    around = {name.replace("__", "."): f"{trunk}.{place}" for name, place in others.items() if name != "logits"}
-    attention = attn.rpartition(".")[0]
-    inside = {
-        "norm1": f"{layer}.{norm1}",
-        **{part: f"{attention}.{part}_proj" for part in "qkv"},
-        "attn.mix": f"{attn}.input",
-        "attn.out": attn,
-        "resid_mid": f"{layer}.{norm2}.input",
-        "norm2": f"{layer}.{norm2}",
-        "mlp.pre": f"{layer}.{fc1}",
-        "mlp.act": f"{layer}.{fc2}.input",
-        "mlp.out": f"{layer}.mlp",
-        "resid_post": layer,
-    }
-    head = others.get("logits")
-    outside = {"pooled": f"{head}.input", "logits": head} if head else {}
-    return around | {B + name: place for name, place in inside.items()} | outside
-
-
-def tower_steps(tokens: str) -> dict[str, str]:
-    """Return where transformers 5 has the steps of the image tower of CLIP and SigLIP.
-
-    Args:
-        tokens: the module whose output is the input of the first block.
-    """
-    return step_names(
-        "vision_model",
-        "encoder.layers.{i}",
-        "self_attn.out_proj",
-        "layer_norm1",
-        "layer_norm2",
-        "mlp.fc1",
-        "mlp.fc2",
-        embed__patches="embeddings.patch_embedding",
-        embed__tokens=tokens,
-        norm="post_layernorm",
-    )

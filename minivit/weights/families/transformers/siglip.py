@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minivit.model.config import CLIPConfig, TextConfig
-from minivit.weights.families.base import Family, Given, Kind, Reference, Rows, Shapes, under
+from minivit.weights.families.base import Family, Given, Kind, Reference, Rows, Shapes, under, vit_steps
 from minivit.weights.families.transformers.shared import (
     ACTIVATIONS,
     OTHER_TOWER,
@@ -12,7 +12,6 @@ from minivit.weights.families.transformers.shared import (
     TEXT_ROWS,
     TOWER_FIELDS,
     TOWER_ROWS,
-    tower_steps,
 )
 
 _REFERENCE = Reference("transformers", "transformers5-siglip", trunk="vision_model.", module="vision_model")
@@ -55,7 +54,7 @@ SIGLIP_VISION = Family(
     dropped=OTHER_TOWER,
     processor="SiglipImageProcessor",
     saved=True,
-    steps={"transformers5-siglip": tower_steps("embeddings")},
+    steps={"transformers5-siglip": vit_steps(TOWER_ROWS, "vision_model.", "embeddings")},
     reference=_REFERENCE,
 )
 

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from minivit.model.config import SwinConfig
-from minivit.weights.families.base import Family, Fields, Given, Kind, Reference, Shapes, each, swin_places, swin_rows
+from minivit.weights.families.base import (
+    Family,
+    Fields,
+    Given,
+    Kind,
+    Reference,
+    Rows,
+    Shapes,
+    each,
+    swin_places,
+    swin_rows,
+)
 from minivit.weights.families.transformers.shared import ACTIVATIONS
 
 
@@ -38,6 +49,28 @@ FIELDS: Fields = {
 
 _BLOCK = "encoder.layers.{i}.blocks.{j}."
 
+_ROWS: Rows = {
+    "patch_embed": ("embeddings.patch_embeddings.projection",),
+    "norm_embed": ("embeddings.norm",),
+    **swin_rows(
+        _BLOCK,
+        "encoder.layers.{i}.downsample.",
+        norm1="layernorm_before",
+        norm2="layernorm_after",
+    ),
+    "stages.{i}.blocks.{j}.attn.qkv": (
+        each(_BLOCK + "attention.self.", "query", "key", "value"),
+        each(_BLOCK + "attention.", "q_proj", "k_proj", "v_proj"),
+    ),
+    "stages.{i}.blocks.{j}.attn.bias_table": (
+        _BLOCK + "attention.self.relative_position_bias_table",
+        _BLOCK + "attention.relative_position_bias.relative_position_bias_table",
+    ),
+    "stages.{i}.blocks.{j}.attn.proj": (_BLOCK + "attention.output.dense", _BLOCK + "attention.o_proj"),
+    "stages.{i}.blocks.{j}.mlp.fc1": (_BLOCK + "intermediate.dense", _BLOCK + "mlp.fc1"),
+    "stages.{i}.blocks.{j}.mlp.fc2": (_BLOCK + "output.dense", _BLOCK + "mlp.fc2"),
+    "norm": ("layernorm",),
+}
 
 # Two LayerNorms of transformers have eps 1e-5 whatever config.json says, so only that value is supported.
 SWIN = Family(
@@ -52,43 +85,10 @@ SWIN = Family(
     write=_write_stages,
     fixed={"use_absolute_embeddings": False, "layer_norm_eps": 1e-5},
     activations=ACTIVATIONS,
-    rows={
-        "patch_embed": ("embeddings.patch_embeddings.projection",),
-        "norm_embed": ("embeddings.norm",),
-        **swin_rows(
-            _BLOCK,
-            "encoder.layers.{i}.downsample.",
-            norm1="layernorm_before",
-            norm2="layernorm_after",
-        ),
-        "stages.{i}.blocks.{j}.attn.qkv": (
-            each(_BLOCK + "attention.self.", "query", "key", "value"),
-            each(_BLOCK + "attention.", "q_proj", "k_proj", "v_proj"),
-        ),
-        "stages.{i}.blocks.{j}.attn.bias_table": (
-            _BLOCK + "attention.self.relative_position_bias_table",
-            _BLOCK + "attention.relative_position_bias.relative_position_bias_table",
-        ),
-        "stages.{i}.blocks.{j}.attn.proj": (_BLOCK + "attention.output.dense", _BLOCK + "attention.o_proj"),
-        "stages.{i}.blocks.{j}.mlp.fc1": (_BLOCK + "intermediate.dense", _BLOCK + "mlp.fc1"),
-        "stages.{i}.blocks.{j}.mlp.fc2": (_BLOCK + "output.dense", _BLOCK + "mlp.fc2"),
-        "norm": ("layernorm",),
-    },
+    rows=_ROWS,
     dropped=("*.relative_position_index", "embeddings.mask_token"),
     saved=True,
-    steps={
-        "transformers": swin_places(
-            "embeddings.norm",
-            "encoder.layers.{s}.blocks.{j}",
-            "layernorm_before",
-            "layernorm_after",
-            "fc1",
-            "fc2",
-            "encoder.layers.{s}.downsample",
-            "layernorm",
-            "classifier",
-        )
-    },
+    steps={"transformers": swin_places(_ROWS, "classifier")},
     reference=Reference("transformers", "transformers", module="swin"),
 )
 

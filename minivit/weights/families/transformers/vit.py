@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-from minivit.weights.families.base import B, Family, Kind, Reference
+from minivit.weights.families.base import B, Family, Kind, Reference, vit_steps
 from minivit.weights.families.transformers.shared import ACTIVATIONS, FIELDS, ROWS
-
-_HF4, _HF5 = "vit.encoder.layer.{i}.", "vit.layers.{i}."
-_AROUND = {
-    "embed.patches": "vit.embeddings.patch_embeddings",
-    "embed.tokens": "vit.embeddings",
-    B + "attn.probs": "attentions[{i}]",
-    "norm": "vit.layernorm",
-    "pooled": "classifier.input",
-    "logits": "classifier",
-}
 
 # ViTForImageClassification of transformers 4.x, and after transformers 5.0 renamed its modules. attentions[{i}] is a
 # field of its output, there under attn_implementation="eager" only.
-_STEPS_4 = _AROUND | {
-    B + "norm1": _HF4 + "layernorm_before",
-    B + "q": _HF4 + "attention.attention.query",
-    B + "k": _HF4 + "attention.attention.key",
-    B + "v": _HF4 + "attention.attention.value",
-    B + "attn.mix": _HF4 + "attention.output.dense.input",
-    B + "attn.out": _HF4 + "attention.output",
-    B + "resid_mid": _HF4 + "layernorm_after.input",
-    B + "norm2": _HF4 + "layernorm_after",
-    B + "mlp.pre": _HF4 + "intermediate.dense",
-    B + "mlp.act": _HF4 + "intermediate",
-    B + "mlp.out": _HF4 + "output.dense",
-    B + "resid_post": "vit.encoder.layer.{i}",
+_PROBS = {B + "attn.probs": "attentions[{i}]"}
+_ELSEWHERE_4 = _PROBS | {
+    B + "attn.out": "vit.encoder.layer.{i}.attention.output",
+    B + "mlp.act": "vit.encoder.layer.{i}.intermediate",
+    B + "mlp.out": "vit.encoder.layer.{i}.output.dense",
 }
-_STEPS_5 = _AROUND | {
-    B + "norm1": _HF5 + "layernorm_before",
-    B + "q": _HF5 + "attention.q_proj",
-    B + "k": _HF5 + "attention.k_proj",
-    B + "v": _HF5 + "attention.v_proj",
-    B + "attn.mix": _HF5 + "attention.o_proj.input",
-    B + "attn.out": _HF5 + "attention.o_proj",
-    B + "resid_mid": _HF5 + "layernorm_after.input",
-    B + "norm2": _HF5 + "layernorm_after",
-    B + "mlp.pre": _HF5 + "mlp.fc1",
-    B + "mlp.act": _HF5 + "mlp.activation_fn",
-    B + "mlp.out": _HF5 + "mlp",
-    B + "resid_post": "vit.layers.{i}",
-}
+_ELSEWHERE_5 = _PROBS | {B + "mlp.act": "vit.layers.{i}.mlp.activation_fn"}
 
 VIT = Family(
     name="vit",
@@ -57,7 +26,10 @@ VIT = Family(
     pooler="pooler.dense",
     dropped=("embeddings.mask_token",),
     saved=True,
-    steps={"transformers4": _STEPS_4, "transformers5": _STEPS_5},
+    steps={
+        "transformers4": vit_steps(ROWS, "vit.", "embeddings", "classifier", _ELSEWHERE_4, spelling=0),
+        "transformers5": vit_steps(ROWS, "vit.", "embeddings", "classifier", _ELSEWHERE_5),
+    },
     reference=Reference("transformers", "transformers5", trunk="vit.", module="vit"),
 )
 
