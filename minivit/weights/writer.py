@@ -28,6 +28,7 @@ from minivit.weights.shards import SHORT_DTYPE, Shards, save_file
 class Conversion:
     """What `convert_files` wrote."""
 
+    model: str  # its name
     folder: Path
     dtype: torch.dtype  # of the stored tensors
     preprocessing: bool  # whether there is a preprocessor_config.json
@@ -67,7 +68,7 @@ def convert_files(
     save(model, target)
     spec = model.image_spec
     moved = spec is not None and spec.crop is not None and spec.crop_rounding != "down"
-    return Conversion(folder=target, dtype=dtype, preprocessing=spec is not None, moved_crop=moved)
+    return Conversion(model=source.name, folder=target, dtype=dtype, preprocessing=spec is not None, moved_crop=moved)
 
 
 def save(model: Model, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
