@@ -33,12 +33,14 @@ class Shards:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._read: dict[str, Callable[[], Tensor]] = {}
-        self._stack = ExitStack()
-        for shard in source.shards:
-            for name, shape, dtype, read in self._open(shard):
-                if name in self.shapes:
-                    raise CheckpointError(f"{shard}: tensor {name} is in another shard too")
-                self.shapes[name], self.dtypes[name], self._read[name] = shape, dtype, read
+        with ExitStack() as opened:  # closes the files if one of them is damaged
+            self._stack = opened
+            for shard in source.shards:
+                for name, shape, dtype, read in self._open(shard):
+                    if name in self.shapes:
+                        raise CheckpointError(f"{shard}: tensor {name} is in another shard too")
+                    self.shapes[name], self.dtypes[name], self._read[name] = shape, dtype, read
+            self._stack = opened.pop_all()
 
     def __enter__(self) -> Shards:
         return self
@@ -77,10 +79,11 @@ class Shards:
 
     def _open_npz(self, shard: Path) -> Iterator[Entry]:
         try:
-            archive = self._stack.enter_context(np.load(shard, allow_pickle=False))
+            file = self._stack.enter_context(shard.open("rb"))
+            archive = self._stack.enter_context(np.load(file, allow_pickle=False))
             for name, member in zip(archive.files, archive.zip.namelist(), strict=True):
-                with archive.zip.open(member) as file:
-                    shape, dtype = _read_header(file)
+                with archive.zip.open(member) as array:
+                    shape, dtype = _read_header(array)
                 yield name, shape, NPY_DTYPES.get(dtype.str, dtype.str), partial(_read_array, archive, name, shard)
         except (zipfile.BadZipFile, OSError, EOFError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{shard}: not readable as a .npz of plain arrays ({error})") from None

@@ -56,6 +56,45 @@ def test_every_family_has_a_case():
     assert {case.family for case in CASES} == set(FAMILIES)
 
 
+NEW_FAMILY = """
+from dataclasses import replace
+from minivit.weights.families.transformers.vit import VIT
+
+REGISTER = (replace(VIT, name="{name}", saved=False, steps={{"a library": {{"norm": "last_norm"}}}}),)
+"""
+
+
+def test_a_new_family_is_one_new_file(hf_checkpoint, tmp_path, monkeypatch):
+    """A file beside the others is found, named by config.json's model_type, and loads."""
+    from minivit.weights import families
+    from minivit.weights.families import registry
+
+    (tmp_path / "families").mkdir()
+    (tmp_path / "families" / "invented.py").write_text(NEW_FAMILY.format(name="invented"))
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path / "families")])
+    known = registry.collect()
+    assert set(known) == {*FAMILIES, "invented"}
+    assert list(known) == sorted(known)
+    monkeypatch.setitem(registry.FAMILIES, "invented", known["invented"])
+    monkeypatch.setitem(registry.BY_MODEL_TYPE, "invented", known["invented"])
+    folder = Path(shutil.copytree(hf_checkpoint(), tmp_path / "copy"))
+    whole = minivit.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "invented"}))
+    assert torch.equal(minivit.load(folder).norm.weight, whole.norm.weight)
+    assert minivit.weights.verify(folder)["family"] == "invented"
+
+
+def test_two_families_of_one_name_are_refused(tmp_path, monkeypatch):
+    from minivit.weights import families
+    from minivit.weights.families import registry
+
+    (tmp_path / "again.py").write_text(NEW_FAMILY.format(name="vit"))
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+    with pytest.raises(ValueError, match="two checkpoint families have the same name: vit"):
+        registry.collect()
+
+
 @by_id(SMALL)
 def test_every_output_equals_the_reference_in_float64(case, reference):
     model = minivit.load(reference.path, family=reference.family, dtype=torch.float64)

@@ -27,6 +27,7 @@ from minivit.weights.families.labels import imagenet_labels
 from minivit.weights.families.registry import FAMILIES
 from minivit.weights.families.torchvision import models as torchvision_models
 from minivit.weights.preprocessing import read_image_spec
+from minivit.weights.writer import convert_files
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
@@ -470,6 +471,84 @@ def test_convert_writes_what_transformers_loads(tmp_path, capsys):
     picture = pictures()[0]
     theirs_pixels = processor(picture, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(theirs_pixels, minivit.preprocess(picture, spec))
+
+
+def test_convert_files_returns_what_it_wrote(tmp_path):
+    made("jax-npz", tmp_path)
+    done = convert_files(tmp_path / "model.npz", tmp_path / "out", dtype=torch.float64, family="jax")
+    assert (done.folder, done.dtype) == (tmp_path / "out", torch.float64)
+    assert done.preprocessing
+    assert not done.moved_crop
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float64}
+    with pytest.raises(UsageError, match="holds SRC itself"):
+        convert_files(tmp_path / "model.npz", tmp_path, family="jax")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="a file; DST is a folder"):
+        convert_files(tmp_path / "model.npz", tmp_path / "file", family="jax")
+
+
+def npz_of(folder: Path, edit) -> Path:
+    """A small .npz of JAX with its arrays edited."""
+    made("jax-npz", folder)
+    with np.load(folder / "model.npz") as arrays:
+        changed = dict(arrays)
+    edit(changed)
+    np.savez(folder / "model.npz", **changed)
+    return folder / "model.npz"
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed], ids=["stored", "compressed"])
+def test_a_npz_in_any_order_of_memory_and_in_bfloat16_loads(write, tmp_path):
+    def as_bfloat16(array: np.ndarray) -> np.ndarray:
+        # As ml_dtypes writes it: two bytes without a type.
+        return torch.from_numpy(array).bfloat16().view(torch.uint16).numpy().view("V2")
+
+    made("jax-npz", tmp_path)
+    whole = minivit.load(tmp_path / "model.npz", family="jax")
+    with np.load(tmp_path / "model.npz") as arrays:
+        write(tmp_path / "model.npz", **{name: np.asfortranarray(array) for name, array in arrays.items()})
+    for name, tensor in minivit.load(tmp_path / "model.npz", family="jax").state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name]), name
+    with np.load(tmp_path / "model.npz") as arrays:
+        write(tmp_path / "model.npz", **{name: as_bfloat16(array) for name, array in arrays.items()})
+    for name, tensor in minivit.load(tmp_path / "model.npz", family="jax").state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name].bfloat16().float()), name
+    assert minivit.weights.describe(tmp_path / "model.npz", family="jax")["weights"]["dtypes"] == ["BF16"]
+
+
+@pytest.mark.parametrize(
+    "dtype, said", [(">f4", "cls is >f4, expected"), ("O", r"cls is \|O, expected"), ("i8", "cls is <i8, expected")]
+)
+def test_a_npz_with_other_numbers_is_refused(dtype, said, tmp_path):
+    path = npz_of(tmp_path, lambda arrays: arrays.update(cls=arrays["cls"].astype(dtype)))
+    with pytest.raises(CheckpointError, match=said) as caught:
+        minivit.load(path, family="jax")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: b"", lambda data: data[:300], lambda data: data[:-9], lambda data: b"\x93NUMPY" + data[6:]],
+    ids=["empty", "300 bytes", "without its end", "magic of .npy"],
+)
+def test_a_damaged_npz_is_refused_in_one_line(damage, tmp_path):
+    made("jax-npz", tmp_path)
+    path = tmp_path / "model.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"not readable as a \.npz") as caught:
+        minivit.load(path, family="jax")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_of_a_npz_that_changed_is_found(tmp_path):
+    made("jax-npz", tmp_path)
+    path = tmp_path / "model.npz"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"the file is damaged|not readable as a \.npz") as caught:
+        minivit.load(path, family="jax")
+    assert "\n" not in str(caught.value)
 
 
 def test_convert_keeps_the_dtype_of_the_file(tmp_path):

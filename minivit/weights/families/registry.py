@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from collections import Counter
 from collections.abc import Mapping
 from importlib import import_module
 from operator import itemgetter
@@ -14,17 +15,21 @@ from minivit.weights import families
 from minivit.weights.families.base import Family
 
 
-def _collect() -> dict[str, Family]:
-    """Return the families in the tuples `REGISTER` of all files below this folder, sorted by name."""
+def collect() -> dict[str, Family]:
+    """Return the families in the tuples `REGISTER` of all files below this folder, sorted by name.
+
+    Raises:
+        ValueError: two families have the same name.
+    """
     names = [module.name for module in pkgutil.walk_packages(families.__path__, f"{families.__name__}.")]
     found = [family for name in names for family in getattr(import_module(name), "REGISTER", ())]
-    collected = {family.name: family for family in sorted(found, key=lambda family: family.name)}
-    if len(collected) < len(found):
-        raise ValueError(f"two checkpoint families have the same name: {sorted(family.name for family in found)}")
-    return collected
+    twice = sorted(name for name, count in Counter(family.name for family in found).items() if count > 1)
+    if twice:
+        raise ValueError(f"two checkpoint families have the same name: {', '.join(twice)}")
+    return {family.name: family for family in sorted(found, key=lambda family: family.name)}
 
 
-FAMILIES = _collect()
+FAMILIES = collect()
 BY_MODEL_TYPE = {family.name: family for family in FAMILIES.values() if family.by_model_type}
 BY_ARCHITECTURE = {name: family for family in FAMILIES.values() for name in family.architectures}
 
