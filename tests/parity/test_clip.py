@@ -104,7 +104,7 @@ def test_without_tokenizer_config_the_end_pads(clip, tmp_path):
     [
         ("tokenizer.json", "{", "tokenizer.json: not a tokenizer"),
         ("tokenizer_config.json", "[", "tokenizer_config.json: not readable as JSON"),
-        ("tokenizer_config.json", '{"pad_token": "<none>"}', "pads with '<none>'"),
+        ("tokenizer_config.json", '{"pad_token": "<none>"}', "the padding token '<none>' is not in"),
     ],
 )
 def test_a_damaged_tokenizer_is_named(clip, tmp_path, file, text, said):
@@ -303,7 +303,7 @@ def test_the_zero_shot_model_shares_the_weights_of_the_tower(clip):
     [
         ([], ["{}"], "at least one"),
         ("dog", ["{}"], "give a list"),
-        (["dog", "cat", "dog"], ["{}"], "'dog' is there more than once"),
+        (["dog", "cat", "dog"], ["{}"], "'dog' is given more than once"),
         (["dog"], ["a photo"], "no {}"),
         (["dog"], [], "give a list of at least one"),
         (["dog"], "{}", "give a list of at least one"),
@@ -355,7 +355,7 @@ def test_classify_with_labels(clip, photo, tmp_path, capsys):
         (["--template", "a {}"], 2, "--template says how labels are spoken of"),
         (["--labels-file", "/nowhere/labels.txt"], 2, "/nowhere/labels.txt: no text file to read"),
         (["--labels", "dog", "--template", "a photo"], 2, "template 'a photo' has no {}"),
-        (["--labels", "dog", "dog"], 2, "'dog' is there more than once"),
+        (["--labels", "dog", "dog"], 2, "'dog' is given more than once"),
     ],
 )
 def test_what_is_wrong_with_labels_is_one_line(clip, photo, capsys, arguments, code, said):

@@ -14,7 +14,7 @@ from minivit import ShapeError, UsageError
 from minivit.cli import main
 from minivit.model.attention import attend_reference, attend_sdpa, takes_bias
 from minivit.model.config import SwinConfig
-from minivit.model.swin import SHUT, PatchMerging, Swin, Windows, windows_of
+from minivit.model.swin import MASKED, PatchMerging, Swin, Windows, windows_of
 from minivit.weights import describe, verify
 
 SMALL = {"image_size": (40, 56), "width": 14, "depths": (2, 3, 2), "heads": (2, 7, 4), "window": (3, 3, 3)}
@@ -89,7 +89,7 @@ def test_the_mask_keeps_apart_what_the_roll_brought_together():
     assert mask.shape == (2, 1, 4, 4)
     assert not mask[0].any()
     apart = torch.tensor([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]])
-    assert torch.equal(mask[1, 0], apart * SHUT)
+    assert torch.equal(mask[1, 0], apart * MASKED)
     assert Windows(grid=(2, 4), window=2).mask(torch.zeros(1)) is None
 
 
@@ -168,7 +168,7 @@ def test_kernels_with_a_bias_run_and_others_are_refused_by_name():
     # 10 x 14 tokens are 4 x 5 windows of 9; those of a shifted block have a mask of their own.
     assert calls[:2] == [((40, 2, 9, 7), (1, 2, 9, 9)), ((40, 2, 9, 7), (40, 2, 9, 9))]
     for kernel in (plain_kernel, swallows):
-        with pytest.raises(UsageError, match=f"attention {kernel.__name__} takes no bias"):
+        with pytest.raises(UsageError, match=f"attention {kernel.__name__} accepts no bias"):
             build(kernel)
     assert takes_bias(attend_sdpa)
     assert not takes_bias(max)
@@ -178,7 +178,7 @@ def test_load_refuses_a_kernel_without_a_bias(checkpoint):
     def my_kernel(q, k, v, *, scale):
         return attend_reference(q, k, v, scale=scale)
 
-    with pytest.raises(UsageError, match="attention my_kernel takes no bias"):
+    with pytest.raises(UsageError, match="attention my_kernel accepts no bias"):
         minivit.load(checkpoint, attend=my_kernel)
 
 
@@ -189,7 +189,7 @@ def test_the_bias_and_the_mask_count():
         return attend_reference(q, k, v, scale=scale)
 
     def unmasked(q, k, v, *, scale, bias):
-        opened = torch.where(bias < SHUT / 2, bias - SHUT, bias)
+        opened = torch.where(bias < MASKED / 2, bias - MASKED, bias)
         return attend_reference(q, k, v, scale=scale, bias=opened)
 
     pixels = torch.randn(2, 3, 40, 56, dtype=torch.float64)
@@ -204,7 +204,7 @@ def test_the_bias_and_the_mask_count():
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"heads": (2, 7)}, "of 3, 2, 3 stages"),
+        ({"heads": (2, 7)}, "have 3, 2, 3 stages"),
         ({"heads": (3, 7, 4)}, "width 14 is not divisible by 3 heads"),
         ({"window": (3, 0, 3)}, "must be at least 1"),
         ({"windowing": "swin"}, "hf, torchvision, timm"),
