@@ -269,6 +269,7 @@ def test_torchvisions_names_are_known():
         assert table_for(source, f"torchvision/{name}") is FAMILIES["torchvision_swin"]
 
 
+@pytest.mark.slow
 def test_every_timm_swin_has_timms_own_shapes():
     import timm
 
