@@ -102,7 +102,7 @@ def test_without_tokenizer_config_the_end_pads(clip, tmp_path):
 @pytest.mark.parametrize(
     "file, text, said",
     [
-        ("tokenizer.json", "{", "tokenizer.json: not a tokenizer"),
+        ("tokenizer.json", "{", "tokenizer.json: the tokenizers package cannot read it"),
         ("tokenizer_config.json", "[", "tokenizer_config.json: not readable as JSON"),
         ("tokenizer_config.json", '{"pad_token": "<none>"}', "the padding token '<none>' is not in"),
     ],
@@ -226,7 +226,7 @@ def test_the_end_that_is_called_2_means_the_greatest_id(tmp_path):
         (torch.zeros(5, dtype=torch.int64), ShapeError, r"expected \(B, T\)"),
         (torch.tensor([[1, 10**6]]), UsageError, "the vocabulary has 0 to"),
         (torch.tensor([[1, -1]]), UsageError, "ids go from -1 to 1"),
-        (torch.tensor([[1, 2, 3]]), UsageError, "a text has no token"),
+        (torch.tensor([[1, 2, 3]]), UsageError, "a text has no end token"),
     ],
 )
 def test_ids_the_tower_cannot_read_are_refused(clip, ids, error, said):
@@ -239,7 +239,7 @@ def test_towers_that_cannot_meet_are_refused(siglip, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["text_config"]["projection_size"] = 41
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="pictures end in 42 numbers and texts in 41"):
+    with pytest.raises(CheckpointError, match="image embeddings have size 42 and text embeddings 41"):
         minivit.load(tmp_path)
 
 
