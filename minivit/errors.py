@@ -1,5 +1,7 @@
 """The errors of the package, each with the exit code of the command line."""
 
+from __future__ import annotations
+
 
 class MinivitError(Exception):
     """Base class of all errors that minivit raises on purpose; `exit_code` is the exit code of the command line."""
@@ -28,10 +30,15 @@ class ImageError(MinivitError):
     """
 
     exit_code = 3
+    UNNAMED = "the image"  # stands for the path in the message of an image without one
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
         self.code = code
+
+    def named(self, name: str) -> ImageError:
+        """Return the same error with `name` in place of UNNAMED; an error that has a path does not change."""
+        return ImageError(self.code, str(self).replace(f"{self.UNNAMED}:", f"{name}:", 1))
 
 
 class ModelUnavailableError(MinivitError):

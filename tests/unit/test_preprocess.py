@@ -385,7 +385,7 @@ def flipped(data: bytes, at: int) -> bytes:
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "empty.jpg": (lambda: b"", "empty", "the file is empty"),
-    "text.jpg": (lambda: b"no picture at all\n" * 20, "not_an_image", "not a picture Pillow can read"),
+    "text.jpg": (lambda: b"no picture at all\n" * 20, "not_an_image", "not an image that Pillow can read"),
     "cut.jpg": (lambda: cut(encoded(noise(64, 64), "JPEG"), 0.5), "truncated", "the file is cut off"),
     "cut.png": (lambda: cut(encoded(noise(64, 64), "PNG"), 0.5), "truncated", "the file is cut off"),
     "cut.bmp": (lambda: cut(encoded(noise(64, 64), "BMP"), 0.5), "truncated", "the file is cut off"),
@@ -414,7 +414,7 @@ def test_refused(name: str, tmp_path: Path) -> None:
             text = str(caught.value)
             assert caught.value.code == code
             assert caught.value.exit_code == 3
-            assert text.startswith(f"{path}: " if picture is path else "the picture: ")
+            assert text.startswith(f"{path}: " if picture is path else "the image: ")
             assert "\n" not in text
     with pytest.raises(ImageError, match=r"^photo 7: "):
         open_image(path, name="photo 7")
