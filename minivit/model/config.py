@@ -107,21 +107,11 @@ class ViTConfig:
     score: str = "softmax"  # how logits become scores; or "sigmoid", each class on its own (SigLIP)
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "channels", "width", "depth", "heads", "mlp_width"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        _check(self, positive=("patch_size", "channels", "width", "depth", "heads", "mlp_width"), choices=_CHOICES)
         if not self._makes_patches(self.image_size):
             raise UsageError(f"image_size {self.image_size} is not a whole number of patches of {self.patch_size}")
-        if self.width % self.heads:
-            raise UsageError(f"width {self.width} is not divisible by {self.heads} heads")
-        if self.classes < 0:
-            raise UsageError(f"classes is {self.classes}; it must be 0 (no head) or more")
-        if not 0 < self.eps < 1:
-            raise UsageError(f"eps is {self.eps}; it must lie between 0 and 1")
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
-        for name in ("registers", "projection"):
+        _check_heads(self.width, self.heads)
+        for name in ("classes", "registers", "projection"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 (none) or more")
         self._check_parts_fit()
@@ -216,16 +206,9 @@ class TextConfig:
     layer_scale: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "context", "width", "depth", "heads", "mlp_width", "projection"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.width % self.heads:
-            raise UsageError(f"width {self.width} is not divisible by {self.heads} heads")
-        if not 0 < self.eps < 1:
-            raise UsageError(f"eps is {self.eps}; it must lie between 0 and 1")
-        for name, known in (("activation", ACTIVATIONS), ("pooling", TEXT_POOLINGS)):
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        positive = ("vocabulary", "context", "width", "depth", "heads", "mlp_width", "projection")
+        _check(self, positive=positive, choices={"activation": ACTIVATIONS, "pooling": TEXT_POOLINGS})
+        _check_heads(self.width, self.heads)
         if self.pooling == "end" and not 0 <= self.end < self.vocabulary:
             raise UsageError(f"end is {self.end}; there are ids 0 to {self.vocabulary - 1}")
 
@@ -303,9 +286,8 @@ class SwinConfig:
     score: ClassVar[str] = "softmax"
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "channels", "width"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        choices = {"activation": ACTIVATIONS, "windowing": WINDOWINGS}
+        _check(self, positive=("patch_size", "channels", "width"), choices=choices)
         stages = {name: len(getattr(self, name)) for name in ("depths", "heads", "window")}
         if not self.depths or len(set(stages.values())) != 1:
             raise UsageError(
@@ -314,17 +296,11 @@ class SwinConfig:
         if min((*self.depths, *self.heads, *self.window)) < 1:
             raise UsageError(f"depths {self.depths}, heads {self.heads} and window {self.window} must be at least 1")
         for stage in self.stages:
-            if stage.width % stage.heads:
-                raise UsageError(f"width {stage.width} is not divisible by {stage.heads} heads")
+            _check_heads(stage.width, stage.heads)
         if self.classes < 0:
-            raise UsageError(f"classes is {self.classes}; it must be 0 (no head) or more")
-        if not 0 < self.eps < 1:
-            raise UsageError(f"eps is {self.eps}; it must lie between 0 and 1")
+            raise UsageError(f"classes is {self.classes}; it must be 0 (none) or more")
         if min(self.image_size) < 1:
             raise UsageError(f"image_size is {self.image_size}; it must be at least 1 x 1")
-        for name, known in (("activation", ACTIVATIONS), ("windowing", WINDOWINGS)):
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
 
     @property
     def stages(self) -> tuple[SwinStage, ...]:
@@ -368,6 +344,26 @@ class SwinConfig:
     def layout(self) -> TokenLayout:
         """The tokens of the last stage for an image of `image_size`."""
         return self.layout_for(self.image_size)
+
+
+def _check(
+    config: ViTConfig | TextConfig | SwinConfig, *, positive: tuple[str, ...], choices: dict[str, tuple[str, ...]]
+) -> None:
+    """Raise UsageError for a size below 1, an eps that is not between 0 and 1, or a word that is not a choice."""
+    for name in positive:
+        if getattr(config, name) < 1:
+            raise UsageError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    if not 0 < config.eps < 1:
+        raise UsageError(f"eps is {config.eps}; it must lie between 0 and 1")
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise UsageError(f"{name} is {getattr(config, name)!r}; it must be one of {', '.join(known)}")
+
+
+def _check_heads(width: int, heads: int) -> None:
+    """Raise UsageError for a width that the heads cannot share."""
+    if width % heads:
+        raise UsageError(f"width {width} is not divisible by {heads} heads")
 
 
 # The configurations that a Block accepts.
