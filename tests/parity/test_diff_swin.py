@@ -159,7 +159,7 @@ def test_steps_and_places_of_a_swin(tmp_path, capsys):
     assert swin_place(model.config, "blocks.4.norm1", "torchvision") == "features.3.2.norm1"
     assert swin_place(model.config, "stages.1.merge", "timm") == "layers.2.downsample"
     assert len({frozenset(places) for places in PLACES.values()}) == 1
-    with pytest.raises(UsageError, match="reads a ViT"):
+    with pytest.raises(UsageError, match="swin_steps needs a minivit Swin"):
         parity.swin_steps(nn.Identity(), PIXELS)
     for name in ("blocks.7.norm1", "stages.2.merge", "blocks.0.q"):
         with pytest.raises(UsageError, match="no step of this Swin"):

@@ -111,7 +111,7 @@ def test_how_far_a_grid_is_rolled(rule, grid, shift):
     assert windows_of(config, 0, grid, shifted=False).shift == (0, 0)
 
 
-def test_timm_rolls_as_the_picture_it_was_made_for():
+def test_timm_rolls_by_the_image_size_it_was_made_for():
     config = SwinConfig(**{**SMALL, "image_size": (12, 56)}, windowing="timm")  # 3 x 14 tokens
     assert windows_of(config, 0, (16, 22), shifted=True).shift == (0, 1)
 
@@ -367,7 +367,7 @@ def test_windows_that_fit_are_written_as_transformers_cuts_them(rule, tmp_path):
 
 
 @pytest.mark.parametrize("layer, rows, columns", [(0, 10, 14), (1, 10, 14), (3, 5, 7), (6, 3, 4)])
-def test_maps_of_windows_are_stitched_to_the_picture(layer, rows, columns):
+def test_maps_of_windows_are_stitched_to_the_image(layer, rows, columns):
     model = build()
     pixels = torch.randn(2, 3, 40, 56, dtype=torch.float64)
     before = model(pixels)
@@ -391,7 +391,7 @@ def test_maps_of_windows_are_stitched_to_the_picture(layer, rows, columns):
 
 def test_a_query_sees_its_window_and_nothing_else():
     # The second block of 10 x 14 tokens in windows of 3, rolled by 1: the token in row 4, column 5 is in row 3,
-    # column 4 of the rolled picture, in the window of rows 3 to 5, which are rows 4 to 6 of the picture.
+    # column 4 of the rolled image, in the window of rows 3 to 5, which are rows 4 to 6 of the image.
     model = build()
     found = minivit.study.window_attention(model, torch.randn(1, 3, 40, 56, dtype=torch.float64), 1)
     looks = minivit.study.window_map(found, query=(4, 5))[0]
@@ -446,7 +446,7 @@ def test_heads_of_windows_by_hand():
         assert found == pytest.approx(expected, abs=1e-9), layer
 
 
-def test_the_heads_command_reads_a_swin(checkpoint, photo, tmp_path, capsys):
+def test_the_heads_command_accepts_a_swin(checkpoint, photo, tmp_path, capsys):
     table, picture = tmp_path / "heads.csv", tmp_path / "heads.png"
     assert main(["heads", str(photo), "--model", str(checkpoint), "-o", str(table), "-o", str(picture)]) == 0
     out = capsys.readouterr().out

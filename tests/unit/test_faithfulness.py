@@ -177,7 +177,7 @@ def test_a_box_is_mapped_through_resize_and_crop_by_hand(spec, expected):
 
 def test_a_box_the_network_does_not_see_is_refused():
     spec = ImageSpec(resize=50, crop=(30, 40))
-    with pytest.raises(UsageError, match=r"it sees \(60, 20, 140, 80\) of 200 x 100"):
+    with pytest.raises(UsageError, match=r"network receives, \(60, 20, 140, 80\) of 200 x 100"):
         box_on_grid((0, 0, 50, 100), (200, 100), spec, (3, 5))
     with pytest.raises(UsageError, match="left < right"):
         box_on_grid((30, 0, 20, 10), (200, 100), spec, (3, 5))

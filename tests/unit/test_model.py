@@ -123,7 +123,7 @@ def test_positions_of_the_same_grid_are_unchanged_and_prefix_rows_never_resample
         resample_positions(positions, new, old)
 
 
-def test_token_layout_folds_the_picture_and_refuses_other_lengths():
+def test_token_layout_folds_the_image_and_refuses_other_lengths():
     layout = TokenLayout(cls=1, dist=1, registers=4, grid=(2, 3))
     assert (layout.prefix, layout.patches, layout.count) == (6, 6, 12)
     tokens = torch.arange(12).view(1, 12)
