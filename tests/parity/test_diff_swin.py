@@ -170,7 +170,7 @@ def test_steps_and_places_of_a_swin(tmp_path, capsys):
     assert main(["diff", str(tmp_path), "--against", str(tmp_path / "port.safetensors"), "--offline"]) == 0
     out, err = capsys.readouterr()
     assert "equal: 54 steps within tolerance" in out
-    assert "not compared, for the other side does not show it: norm" in out
+    assert "not compared, because the other side does not have it: norm" in out
     assert "blocks.0.q is no step" in err
     port["blocks.3.mlp.out"] = 2 * port["blocks.3.mlp.out"]
     save_file({**port, "pixels": PIXELS}, tmp_path / "port.safetensors")
