@@ -19,23 +19,16 @@ from minivit.model.attention import attention_probs
 from minivit.model.config import SwinConfig, ViTConfig
 from minivit.parity.swin import swin_place
 from minivit.study.names import step_of, to_alias
+from minivit.weights.families.registry import FAMILIES
 from minivit.weights.files import Source, read_json
 
 LIBRARIES = ("transformers", "timm", "torchvision")
 
-# Of a config.json's model_type: the table of study.names.ALIASES, its name for the trunk, the model's own.
+# config.json's model_type -> where transformers has the steps of this family.
 TRANSFORMERS = {
-    "vit": ("transformers5", "vit.", "vit"),
-    "vit_mae": ("transformers5", "vit.", "vit"),
-    "deit": ("transformers5-deit", "deit.", "deit"),
-    "dinov2": ("transformers5-dinov2", "dinov2.", "dinov2"),
-    "dinov2_with_registers": ("transformers5-dinov2", "dinov2.", "dinov2_with_registers"),
-    "dinov3_vit": ("transformers5-dinov3", "", ""),
-    "clip": ("transformers5-clip", "vision_model.", "vision_model"),
-    "clip_vision_model": ("transformers5-clip", "vision_model.", "vision_model"),
-    "siglip": ("transformers5-siglip", "vision_model.", "vision_model"),
-    "siglip_vision_model": ("transformers5-siglip", "vision_model.", "vision_model"),
-    "swin": ("transformers", "", "swin"),  # of study.stages.PLACES
+    name: family.reference
+    for name, family in FAMILIES.items()
+    if family.reference and family.reference.library == "transformers"
 }
 
 
@@ -211,7 +204,7 @@ def _transformers(source: Source, config: ViTConfig | SwinConfig, family: str | 
     model = getattr(transformers, names[0]).from_pretrained(
         folder, attn_implementation="sdpa", dtype=torch.float32, local_files_only=True, **changes
     )
-    table, trunk, own = TRANSFORMERS[kind]
+    _, table, trunk, own = TRANSFORMERS[kind]
     alone = not hasattr(model, own)
 
     def place(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -15,38 +15,19 @@ from minivit.errors import UsageError
 from minivit.model.capabilities import require_windowed
 from minivit.model.config import SwinConfig
 from minivit.model.swin import Swin
+from minivit.weights.families.base import swin_places
+from minivit.weights.families.registry import FAMILIES, SWIN_STEPS
 
 B = "blocks.{i}."
 
-# Every step, with its place in a Swin and in three libraries. `{i}` is a block counted through the stages, `{s}` its
-# stage, `{j}` its number there; ".input" is the input of a module. All are tokens (B, P, D), but "pooled" (B, D) and
-# "logits" (B, L). Attention lies between norm1 and resid_mid: what windows hold has another form in every library.
-PLACES: dict[str, dict[str, str]] = {
-    library: {
-        "embed.tokens": embed,
-        B + "norm1": f"{block}.{norm1}",
-        B + "resid_mid": f"{block}.{norm2}.input",
-        B + "norm2": f"{block}.{norm2}",
-        B + "mlp.pre": f"{block}.mlp.{fc1}",
-        B + "mlp.act": f"{block}.mlp.{fc2}.input",
-        B + "mlp.out": f"{block}.mlp",
-        B + "resid_post": block,
-        "stages.{s}.merge": merge,
-        "norm": norm,
-        "pooled": f"{head}.input",
-        "logits": head,
-    }
-    for library, embed, block, norm1, norm2, fc1, fc2, merge, norm, head in (
-        ("minivit", "norm_embed", "stages.{s}.blocks.{j}", "norm1", "norm2", "fc1", "fc2", "stages.{s}.merge", "norm",
-         "head"),
-        ("transformers", "embeddings.norm", "encoder.layers.{s}.blocks.{j}", "layernorm_before", "layernorm_after",
-         "fc1", "fc2", "encoder.layers.{s}.downsample", "layernorm", "classifier"),
-        ("torchvision", "features.0.2", "features.{2s+1}.{j}", "norm1", "norm2", "0", "3", "features.{2s+2}", "norm",
-         "head"),
-        ("timm", "patch_embed.norm", "layers.{s}.blocks.{j}", "norm1", "norm2", "fc1", "fc2", "layers.{s+1}.downsample",
-         "norm", "head.fc"),
-    )
-}  # fmt: skip
+# Every step, with its place in minivit's Swin and, from the checkpoint families, in three libraries. `{i}` is a block
+# counted through the stages, `{s}` its stage, `{j}` its number in the stage; ".input" is the input of a module. All are
+# tokens (B, P, D), but "pooled" (B, D) and "logits" (B, L). Attention lies between norm1 and resid_mid: what windows hold
+# has another form in every library.
+PLACES: dict[str, Mapping[str, str]] = {
+    "minivit": swin_places({name: (name,) for name in FAMILIES["swin"].rows}, "head"),
+    **SWIN_STEPS,
+}
 
 
 def swin_step_names(config: SwinConfig) -> list[str]:

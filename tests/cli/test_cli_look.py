@@ -307,7 +307,7 @@ def test_preprocess_warns_of_all_it_does(folder, tmp_path, capsys):
 
 
 def test_where_each_value_of_a_spec_was_read():
-    from minivit.weights.convert import read_image_spec
+    from minivit.weights.preprocessing import read_image_spec
 
     given = {"size": 24, "do_normalize": False, "do_center_crop": True, "crop_size": {"height": 20, "width": 16}}
     source = read_image_spec(given, "model").source

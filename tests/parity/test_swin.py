@@ -251,36 +251,33 @@ def test_config_json_that_does_not_fit_is_refused(checkpoint, tmp_path, change, 
 def test_torchvisions_names_are_known():
     from torchvision.models import get_model_weights
 
-    from minivit.weights.convert import table_for
-    from minivit.weights.families.architectures import TORCHVISION_WEIGHTS
-    from minivit.weights.families.tables import FAMILIES
-    from minivit.weights.files import Source, _torchvision_config
+    from minivit.weights.families.registry import FAMILIES, family_of
+    from minivit.weights.families.torchvision.models import WEIGHTS, named
 
     for name in ("swin_t", "swin_s", "swin_b"):
         (weights,) = get_model_weights(name)
-        file, size, edge, resample = TORCHVISION_WEIGHTS[name][weights.name]
+        file, size, edge, resample = WEIGHTS[name][weights.name]
         transform = weights.transforms()
         assert weights.url.endswith("/" + file)
         assert resample == 3
         assert transform.interpolation.value == "bicubic"
         assert (transform.crop_size, transform.resize_size) == ([size], [edge])
-        config = _torchvision_config(name)[0]
-        source = Source(name=name, revision=None, config=config, preprocessor=None, shards=())
-        assert table_for(source, f"torchvision/{name}") is FAMILIES["torchvision_swin"]
+        config = named(name).config
+        assert family_of(name, config, f"torchvision/{name}") is FAMILIES["torchvision_swin"]
 
 
 @pytest.mark.slow
 def test_every_timm_swin_has_timms_own_shapes():
     import timm
 
+    from minivit.weights.configs import read_config
     from minivit.weights.convert import rows_for, spellings
-    from minivit.weights.families.architectures import TIMM_SWINS
-    from minivit.weights.families.configs import read_config
-    from minivit.weights.families.tables import FAMILIES
+    from minivit.weights.families.registry import FAMILIES
+    from minivit.weights.families.timm.swin import ARCHITECTURES
     from minivit.weights.files import Source
 
-    assert set(TIMM_SWINS) == set(timm.list_models("swin_*", module="swin_transformer"))
-    for name in TIMM_SWINS:
+    assert set(ARCHITECTURES) == set(timm.list_models("swin_*", module="swin_transformer"))
+    for name in ARCHITECTURES:
         with torch.device("meta"):
             theirs = timm.create_model(name, num_classes=7)
         config = {"architecture": name, "num_classes": 7}

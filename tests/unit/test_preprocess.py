@@ -20,7 +20,7 @@ from minivit import CheckpointError, ImageError, ImageSpec, UsageError
 from minivit.images.decode import open_image
 from minivit.images.preprocess import preprocess
 from minivit.images.spec import RESAMPLES
-from minivit.weights.convert import read_image_spec
+from minivit.weights.preprocessing import read_image_spec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
