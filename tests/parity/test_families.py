@@ -428,8 +428,8 @@ def test_the_rules_of_stretching_positions_differ_from_each_other():
     [
         ({"pooling": "cls", "cls_token": False}, "class token"),
         ({"pooling": "cls&dist"}, "distillation token"),
-        ({"positions": "rope", "width": 90, "heads": 9}, "divide by 4"),
-        ({"classes": 10, "projection": 5}, "one of them"),
+        ({"positions": "rope", "width": 90, "heads": 9}, "divisible by 4"),
+        ({"classes": 10, "projection": 5}, "exclude each other"),
         ({"positions": "sincos"}, "learned, learned_all, learned_patches, rope"),
         ({"mlp": "moe"}, "plain, swiglu"),
         ({"registers": -1}, "registers"),

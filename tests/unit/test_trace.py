@@ -369,7 +369,7 @@ def test_the_table_says_what_the_tensors_are():
 
 
 def test_only_a_vit_is_traced():
-    with pytest.raises(UsageError, match="not a Linear"):
+    with pytest.raises(UsageError, match="is a Linear; trace needs a minivit ViT"):
         minivit.trace(nn.Linear(2, 3), keep="*")
 
 
