@@ -22,16 +22,16 @@ class Step:
     source: str  # the file and key that the parameter was read from
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Explanation:
-    """The preprocessing of one image; `str()` of it is a table for the terminal."""
+    """The preprocessing of one image; it prints as a table."""
 
     pixels_CHW: Tensor  # float32, what the model receives
     seen: Image.Image  # the same as an 8-bit RGB image
     steps: tuple[Step, ...]  # from the file to the pixels, in order
     warnings: tuple[str, ...]  # what was done to the image that a person should know
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = [("step", "parameter", "from"), *((step.name, step.parameter, step.source) for step in self.steps)]
         name, parameter = (max(len(row[column]) for row in rows) for column in range(2))
         lines = [f"  {row[0]:<{name}}  {row[1]:<{parameter}}  {row[2]}".rstrip() for row in rows]

@@ -1,4 +1,7 @@
-"""Swin Transformer: attention inside shifted windows, and patches that merge from stage to stage."""
+"""Swin Transformer: attention inside shifted windows, and patches that merge from stage to stage.
+
+In shapes of this file W is the number of windows of an image, V = B*W, and N the tokens of a window.
+"""
 
 from __future__ import annotations
 
@@ -94,8 +97,8 @@ def windows_of(config: SwinConfig, stage: int, grid: tuple[int, int], *, shifted
         raise ShapeError(
             f"stage {stage} has {grid[0]} x {grid[1]} tokens, less than a window of {window}; use a larger image"
         )
-    asked = config.grid(stage=stage) if rule == "timm" else grid
-    small = [side <= window for side in asked]
+    decisive = config.grid(stage=stage) if rule == "timm" else grid
+    small = [side <= window for side in decisive]
     small = [any(small)] * 2 if rule == "hf" else small
     rows, columns = (0 if is_small or not shifted else window // 2 for is_small in small)
     return Windows(grid=grid, window=window, shift=(rows, columns), pad_first=rule != "timm")
@@ -123,12 +126,13 @@ class WindowAttention(SelfAttention):
         # (N, N, A) -> (1, A, N, N)
         return self.bias_table[rows_NN].permute(2, 0, 1)[None]
 
-    def forward(self, x: Tensor, windows: Windows, mask_WNN: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, windows: Windows, mask_W1NN: Tensor | None = None) -> Tensor:  # type: ignore[override]
         cut_VND = windows.cut(x)
         q, k, v = self.split(self.qkv(cut_VND))
         bias = self.bias()
-        if mask_WNN is not None:
-            bias = (bias + mask_WNN).expand(len(x), -1, -1, -1, -1).flatten(0, 1)
+        if mask_W1NN is not None:
+            # (1, A, N, N) + (W, 1, N, N) -> (W, A, N, N) -> (B, W, A, N, N) -> (B*W, A, N, N)
+            bias = (bias + mask_W1NN).expand(len(x), -1, -1, -1, -1).flatten(0, 1)
         output_VANK = self.attend(q, k, v, scale=self.scale, bias=bias)  # type: ignore[call-arg]
         # (B*W, A, N, K) -> (B*W, N, A, K) -> (B*W, N, D)
         return windows.stitch(self.proj(output_VANK.transpose(1, 2).flatten(2)))

@@ -18,23 +18,23 @@ class Tokenizer:
     """Texts -> ids_BT, equal to transformers' tokenizer of the same files.
 
     A text gets start and end tokens if the tokenizer has them. It is truncated to the context, and the end token is
-    kept. It is padded to the longest text, or with `whole` to the context. tokenizer_config.json beside tokenizer.json
-    names the padding token; without that file it is the token that ends a text.
+    kept. It is padded to the longest text, or with `pad_to_context` to the context. tokenizer_config.json beside
+    tokenizer.json names the padding token; without that file it is the token that ends a text.
 
     Args:
         path: tokenizer.json.
         context: most tokens of a text.
         vocabulary: number of ids of the model.
-        whole: pad every text to `context` (SigLIP).
-        bare: remove punctuation and capital letters first, as open_clip does for SigLIP.
+        pad_to_context: pad every text to `context` (SigLIP).
+        canonical: remove punctuation and capital letters first, as open_clip does for SigLIP.
     """
 
-    def __init__(self, path: Path, *, context: int, vocabulary: int, whole: bool, bare: bool = False):
+    def __init__(self, path: Path, *, context: int, vocabulary: int, pad_to_context: bool, canonical: bool = False):
         self.path = path
         self.context = context
         self.vocabulary = vocabulary
-        self.whole = whole
-        self.bare = bare
+        self.pad_to_context = pad_to_context
+        self.canonical = canonical
         self._loaded: Any = None
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -44,7 +44,7 @@ class Tokenizer:
             UsageError: the tokenizers package is missing.
             CheckpointError: tokenizer.json cannot be read, or has an id outside the vocabulary.
         """
-        encodings = self._tokenizer().encode_batch([bared(text) if self.bare else text for text in texts])
+        encodings = self._tokenizer().encode_batch([canonicalize(text) if self.canonical else text for text in texts])
         return torch.tensor([encoding.ids for encoding in encodings])
 
     def _tokenizer(self) -> Any:
@@ -68,7 +68,7 @@ class Tokenizer:
         tokenizer.enable_truncation(self.context)
         pad = self._pad(tokenizer)
         tokenizer.enable_padding(
-            length=self.context if self.whole else None, pad_id=pad, pad_token=tokenizer.id_to_token(pad)
+            length=self.context if self.pad_to_context else None, pad_id=pad, pad_token=tokenizer.id_to_token(pad)
         )
         self._loaded = tokenizer
         return tokenizer
@@ -94,7 +94,7 @@ class Tokenizer:
         return ids[-1]
 
 
-def bared(text: str) -> str:
+def canonicalize(text: str) -> str:
     """Return a text in lower case, without ASCII punctuation and with single spaces.
 
     It equals canonicalize_text of open_clip and big_vision, but it does not repair wrongly decoded characters, for

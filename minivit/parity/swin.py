@@ -22,8 +22,8 @@ B = "blocks.{i}."
 
 # Every step, with its place in minivit's Swin and, from the checkpoint families, in three libraries. `{i}` is a block
 # counted through the stages, `{s}` its stage, `{j}` its number in the stage; ".input" is the input of a module. All are
-# tokens (B, P, D), but "pooled" (B, D) and "logits" (B, L). Between norm1 and resid_mid is the attention inside the
-# windows, which has another form in every library.
+# tokens (B, P, D), but "pooled" (B, D) and "logits" (B, L). Attention lies between norm1 and resid_mid: the content of
+# windows has another form in every library.
 PLACES: dict[str, Mapping[str, str]] = {
     "minivit": swin_places({name: (name,) for name in FAMILIES["swin"].rows}, "head"),
     **SWIN_STEPS,

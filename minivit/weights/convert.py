@@ -140,9 +140,11 @@ def _tokenizer(source: Source, config: TextConfig) -> Tokenizer | None:
         return None
     find_beside(source, "tokenizer_config.json")
     text = source.config.get("text_cfg") or {}
-    bare = (text.get("tokenizer_kwargs") or {}).get("clean") == "canonicalize"
-    whole = config.pooling == "last"
-    return Tokenizer(path, context=config.context, vocabulary=config.vocabulary, whole=whole, bare=bare)
+    canonical = (text.get("tokenizer_kwargs") or {}).get("clean") == "canonicalize"
+    padded = config.pooling == "last"  # SigLIP
+    return Tokenizer(
+        path, context=config.context, vocabulary=config.vocabulary, pad_to_context=padded, canonical=canonical
+    )
 
 
 def _is_finite(tensor: Tensor) -> bool:

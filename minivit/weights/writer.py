@@ -182,7 +182,7 @@ def _tokenizer_files(model: Model) -> dict[str, bytes]:
     tokenizer = model.tokenizer if model.has_text else None
     if tokenizer is None:
         return {}
-    if tokenizer.bare:
+    if tokenizer.canonical:
         raise UsageError(
             f"{tokenizer.path}: does not say that punctuation and capitals are removed first, as open_clip does, so "
             "transformers would tokenize texts differently; set model.tokenizer = None to write the model without it"

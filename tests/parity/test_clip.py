@@ -422,7 +422,7 @@ def test_both_towers_are_written_with_their_tokenizer_and_preprocessing(pair, ph
     assert (
         processor.removesuffix("ImageProcessor") in type(AutoImageProcessor.from_pretrained(tmp_path / "out")).__name__
     )
-    model.tokenizer.bare = True
+    model.tokenizer.canonical = True
     with pytest.raises(UsageError, match=r"punctuation and capitals .* set model\.tokenizer = None"):
         minivit.save(model, tmp_path / "bare")
     model.tokenizer = None
