@@ -237,7 +237,7 @@ def test_heads_of_a_folder(look, photo, tmp_path):
     with Image.open(picture) as image:
         assert image.size == (880, 30 + 4 * 250)  # distance, entropy, cls, registers, self, neighbours, patches
     lines = text.splitlines()
-    assert lines[0] == "heads of small, mean over 3 pictures"
+    assert lines[0] == "heads of small, mean over 3 images"
     assert len(lines) == 5
     assert f"{float(expected['distance'].mean(0)[2].max()):.1f}" in lines[-1]
     assert "registers" in lines[1]
@@ -249,7 +249,7 @@ def test_heads_goes_on_past_what_is_no_picture(look, photo, tmp_path):
     (tmp_path / "b.png").write_bytes(b"no picture")
     code, text, talk, _ = look("heads", str(tmp_path))
     assert code == 3
-    assert "mean over 1 picture\n" in text
+    assert "mean over 1 image\n" in text
     assert "b.png" in talk
     assert len(talk.splitlines()) == 1
     (tmp_path / "a.png").unlink()
@@ -259,7 +259,7 @@ def test_heads_goes_on_past_what_is_no_picture(look, photo, tmp_path):
     (tmp_path / "b.png").unlink()
     code, text, talk, _ = look("heads", str(tmp_path))
     assert code == 2
-    assert "no picture to look at" in talk
+    assert "no image to examine" in talk
 
 
 # Refusals

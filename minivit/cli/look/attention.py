@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.console import fraction, positive, printable, say, whole
+from minivit.cli.shared.console import fraction, positive, printable, whole
+from minivit.cli.shared.image import pick_class, shown_class
 from minivit.cli.shared.models import (
     add_hub_options,
     add_label_options,
@@ -211,8 +212,8 @@ def compute(model: ViT, pixels_BCHW: Tensor, method: str, settings: dict[str, An
     arguments = {name: value for name, value in settings.items() if name not in ("class", "grid", "scale", "layer")}
     title = [f"{method} of {printable(model.name or 'the model')}"]
     if "class" in takes:
-        arguments["target"] = find_class(model, pixels_BCHW, settings.get("class"))
-        title.append(f"for {class_name(model, arguments['target'])}")
+        arguments["target"] = pick_class(model, pixels_BCHW, settings.get("class"))
+        title.append(f"for {shown_class(model, arguments['target'])}")
     asked = settings.get("query")
     if asked is None and "query" in takes and "class" not in takes:
         asked = arguments["query"] = "cls" if config.cls_token else "mean"
@@ -282,7 +283,7 @@ def score(model: ViT, pixels_BCHW: Tensor, maps: Maps, asked: str | None) -> dic
     map_1hw = (values.norm(dim=-1) if values.ndim == 3 else values)[None].float().cpu()
     target = maps.target
     if target is None and (asked is not None or model.config.classes):
-        target = find_class(model, pixels_BCHW, asked)
+        target = pick_class(model, pixels_BCHW, asked)
     drawn = torch.cat([map_1hw, study.random_maps(model.layout_of(pixels_BCHW), 5)])
     curves = study.curves(model, pixels_BCHW, drawn, target=target)
     areas = {"deletion": curves.deletion.tolist(), "insertion": curves.insertion.tolist()}
@@ -302,46 +303,6 @@ def score_line(score: dict[str, Any]) -> str:
     ]
     name = "" if score["class"] is None else f" of {printable(score['label'] or 'class')} ({score['class']})"
     return f"{', '.join(parts)}{name}, in {score['steps']} steps"
-
-
-def find_class(model: ViT, pixels_BCHW: Tensor, asked: str | None) -> int:
-    """The index of a class by number or name; without one, the most likely, which is said."""
-    import torch
-
-    labels = model.labels or {}
-    if not model.config.classes:
-        raise UsageError(
-            f"{model.name}: has no classifier, so no class can be followed back; use another --method, "
-            "or where it has a text tower --labels"
-        )
-    if asked is None:
-        with torch.inference_mode():
-            best = int(model(pixels_BCHW).argmax())
-        say(f"class: {class_name(model, best)}")
-        return best
-    if asked.isdecimal():
-        if int(asked) >= model.config.classes:
-            raise UsageError(f"--class {asked}: there are classes 0 to {model.config.classes - 1}")
-        return int(asked)
-    wanted = asked.casefold()
-    for test in (
-        lambda name: wanted in [part.strip() for part in [name, *name.split(",")]],
-        lambda name: wanted in name,
-    ):
-        found = [index for index, name in labels.items() if test(name.casefold())]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            some = ", ".join(class_name(model, index) for index in found[:6])
-            raise UsageError(f"--class {asked}: {len(found)} classes have that name: {some}; give the index")
-    raise UsageError(
-        f"--class {asked}: no class of that name among {len(labels)}; minivit info {model.name} --json lists them"
-    )
-
-
-def class_name(model: ViT, index: int) -> str:
-    """A class as it is shown: its label and index."""
-    return f"{printable(model.labels[index])} ({index})" if model.labels else f"class {index}"
 
 
 def draw(maps: Maps, photo: Any, box: Any, args: argparse.Namespace, settings: dict[str, Any]) -> Any:

@@ -8,8 +8,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.look.attention import METHODS, class_name, find_class
+from minivit.cli.look.attention import METHODS
 from minivit.cli.shared.console import positive, printable, say, whole
+from minivit.cli.shared.image import shown_class
 from minivit.cli.shared.inputs import find_pictures
 from minivit.cli.shared.models import add_hub_options, add_model_option, add_run_options, load_model
 from minivit.cli.shared.picture import check_suffix, open_photo, pixels_for, say_notes, writing
@@ -217,8 +218,10 @@ def target_of(model: ViT, pixels_1CHW: Tensor, asked: str | None) -> int | None:
     """The class to follow in a picture: the one asked for, else the most likely; None without a head."""
     import torch
 
+    from minivit.model.classes import find_class
+
     if asked is not None:
-        return find_class(model, pixels_1CHW, asked)
+        return find_class(model, asked)
     with torch.inference_mode():
         return int(model(pixels_1CHW).argmax()) if model.config.classes else None
 
@@ -340,7 +343,7 @@ def draw(
     count = len(names)
     found = pictures[0]["class"]
     title = printable(Path(pictures[0]["path"]).name) if photo else f"{len(pictures)} pictures"
-    title += f", {class_name(model, found['index'])}" if found and photo else ""
+    title += f", {shown_class(model, found['index'])}" if found and photo else ""
     title += f": {model.name}, patches replaced by {report['replacement']}, {report['steps']} steps"
     return viz.curve_sheet(
         names,
