@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minivit.cli.look.attention import class_name, find_class
 from minivit.cli.shared.console import columns, positive, printable
+from minivit.cli.shared.drawing import check_chart
 from minivit.cli.shared.models import add_hub_options, add_label_options, add_model_option, add_run_options, load_model
 from minivit.cli.shared.picture import check_suffix, open_photo, pixels_for, say_notes, show, writing
 from minivit.errors import UsageError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1  # of the JSON record; a field is only ever added under the same number
 STRONGEST = 8  # named below the table of a scan
-COLOURS = "red-white-blue"  # red: the logit falls without it, so it speaks for the class
+CMAP = "RdBu"  # red: the logit falls without it, so it speaks for the class
 
 
 def add_parser(commands: Any) -> None:
@@ -55,7 +56,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--class", metavar="NAME|INDEX", help="the class whose logit is watched (the most likely)")
     parser.add_argument("-b", "--batch-size", type=positive, default=8, metavar="B", help="parts of a scan at once (8)")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
-    parser.add_argument("-o", "--out", metavar="FILE", help="draw a scan, FILE.png")
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", help="draw a scan: heads and mlps as PNG, SVG or PDF, patches as PNG"
+    )
     add_label_options(parser)
     add_model_option(parser)
     add_hub_options(parser)
@@ -90,7 +93,10 @@ def token_list(text: str) -> list[Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_suffix(args.out, ".png")
+    if args.scan == "patches":
+        check_suffix(args.out, ".png")
+    else:
+        check_chart(args.out)
     named = args.heads or args.mlps or args.tokens
     if bool(args.scan) == bool(named):
         raise UsageError("give either --scan or what to ablate: --heads, --mlps or --tokens")
@@ -117,8 +123,10 @@ def run(args: argparse.Namespace) -> int:
     if args.scan:
         result = scan(model, pixels_BCHW, target, args)
         if args.out:
+            from minivit.viz import save
+
             with writing(args.out):
-                draw_scan(model, result, target, photo, spec, args).save(args.out)
+                save(draw_scan(model, result, target, photo, spec, args), args.out)
         facts = {"scan": args.scan, "how": args.how or "zero", **{key: value.tolist() for key, value in result.items()}}
         print(
             json.dumps({**first, **facts, **about, **warnings}) if args.json else scan_text(model, result, target, args)
@@ -172,7 +180,7 @@ def scan_text(model: ViT, result: dict[str, Tensor], target: int, args: argparse
     if args.scan == "patches":
         from minivit import viz
 
-        picture = viz.maps.image_from_rgb(viz.colourise(viz.to_unit(change, *around_zero(change))[0], COLOURS))
+        picture = viz.image_from_rgb(viz.apply_colormap(viz.to_unit(change, *around_zero(change))[0], CMAP))
         lines += [
             show(picture, -change, columns=2 * change.shape[1]),
             "full, or red: the logit falls without this patch",
@@ -208,10 +216,12 @@ def draw_scan(
     title = f"{what_of(model, target, args)}\n{whole}; red: it falls without it"
     if args.scan == "patches":
         box, bounds = seen_box(photo.size, spec, patch=model.config.patch_size), around_zero(change)
-        return viz.overlay(photo, change, box=box, colours=COLOURS, bounds=bounds, title=title)
+        return viz.overlay(photo, change, box=box, cmap=CMAP, bounds=bounds, title=title)
     table = change if change.ndim == 2 else change[:, None]
     names = [f"head {a}" for a in range(change.shape[1])] if args.scan == "heads" else ["mlp"]
-    return viz.cells(table, [f"layer {i}" for i in range(len(table))], names, colours=COLOURS, title=title)
+    return viz.cells(
+        table, [f"layer {i}" for i in range(len(table))], names, cmap=CMAP, title=title, label="change of the logit"
+    )
 
 
 def whole_and_ablated(model: ViT, pixels_BCHW: Tensor, args: argparse.Namespace) -> tuple[Tensor, Tensor]:

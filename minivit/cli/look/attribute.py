@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from minivit.cli.look.attention import class_name, find_class
 from minivit.cli.shared.console import columns, printable
+from minivit.cli.shared.drawing import check_chart
 from minivit.cli.shared.models import add_hub_options, add_model_option, add_run_options, load_model
-from minivit.cli.shared.picture import check_suffix, open_photo, pixels_for, say_notes, writing
+from minivit.cli.shared.picture import open_photo, pixels_for, say_notes, writing
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("image", metavar="IMAGE", help="a picture file, or - for standard input")
     parser.add_argument("--class", metavar="NAME|INDEX", help="the class whose logit it is (the most likely)")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
-    parser.add_argument("-o", "--out", metavar="FILE", help="draw the table, FILE.png")
+    parser.add_argument("-o", "--out", metavar="FILE", help="draw the table as PNG, SVG or PDF")
     add_model_option(parser)
     add_hub_options(parser)
     add_run_options(parser)
@@ -42,7 +43,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from minivit import study
 
-    check_suffix(args.out, ".png")
+    check_chart(args.out)
     photo, notes = open_photo(args.image)
     say_notes(args.image, notes)
     model = load_model(args)
@@ -67,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
             f"{float(found.head_bias):+.3f}, logit {float(found.logits):.3f}"
         )
         with writing(args.out):
-            viz.cells(rows, [f"layer {i}" for i in range(len(rows))], names, title=title).save(args.out)
+            chart = viz.cells(rows, [f"layer {i}" for i in range(len(rows))], names, title=title, label="logit")
+            viz.save(chart, args.out)
     return 0
 
 

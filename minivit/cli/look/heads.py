@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.console import columns, positive, printable, say
+from minivit.cli.shared.drawing import check_chart
 from minivit.cli.shared.inputs import find_pictures
 from minivit.cli.shared.models import add_hub_options, add_model_option, add_run_options, load_image_model
-from minivit.cli.shared.picture import check_suffix, writing
+from minivit.cli.shared.picture import writing
 from minivit.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="heads.csv, a row for each head, or heads.png, a dot for each head by depth; may be repeated",
+        help="heads.csv, a row for each head, or heads.png (.svg, .pdf), a dot for each head by depth; may be repeated",
     )
     add_model_option(parser)
     add_hub_options(parser)
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from minivit.study import head_statistics
 
     for path in args.out:
-        check_suffix(path, ".csv", ".png")
+        check_chart(path, ".csv")
     model = load_image_model(args)
     sums: dict[str, Tensor] = {}
     failures: list[str] = []
@@ -75,9 +76,11 @@ def run(args: argparse.Namespace) -> int:
     means = {name: total.cpu() / count for name, total in sums.items()}
     print(f"heads of {printable(model.name or 'the model')}, mean over {count} picture{'s' * (count > 1)}")
     print(text(model, means))
+    from minivit.viz import save
+
     for path in args.out:
         with writing(path):
-            write_csv(path, means, count) if path.lower().endswith(".csv") else draw(model, means, count).save(path)
+            write_csv(path, means, count) if path.lower().endswith(".csv") else save(draw(model, means, count), path)
     return 3 if failures else 0
 
 
@@ -137,6 +140,8 @@ def draw(model: ImageModel, means: dict[str, Tensor], count: int) -> Any:
     meaning = {"distance": "mean attention distance, pixels", "entropy": "entropy of attention, nats"}
     # A head that is not there is drawn where the first is.
     drawn = {name: means[name].where(~means[name].isnan(), means[name][:, :1]) for name in kinds(model)}
-    panels = {meaning.get(name, f"attention of patches to {name}"): values_LA for name, values_LA in drawn.items()}
+    panels = {
+        meaning.get(name, f"attention of patches to {name}, fraction"): values_LA for name, values_LA in drawn.items()
+    }
     title = f"heads of {printable(model.name or 'the model')}, mean over {count} picture{'s' * (count > 1)}"
     return viz.dots_by_depth(panels, title=title)

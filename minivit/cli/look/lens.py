@@ -11,8 +11,9 @@ from minivit.cli.checkpoints.info import POOLED
 from minivit.cli.look.attention import class_name, find_class
 from minivit.cli.shared.command import A_CLASS, JSON, LABELS, ONE_IMAGE, RUN, command, option, output
 from minivit.cli.shared.console import columns, printable
+from minivit.cli.shared.drawing import check_chart
 from minivit.cli.shared.image import one_image
-from minivit.cli.shared.picture import writing
+from minivit.cli.shared.picture import check_suffix, writing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,12 +36,16 @@ SCHEMA = 1  # of the JSON record; a field is only ever added under the same numb
         option("--patches", action="store_true", help="a label for every patch after every block"),
         A_CLASS,
         JSON,
-        output(".png", help="draw it, FILE.png: probabilities, or maps of labels"),
+        output(help="draw the probabilities as PNG, SVG or PDF; with --patches maps of labels as PNG"),
         LABELS,
         *RUN,
     ],
 )
 def run(args: argparse.Namespace) -> int:
+    if args.patches:
+        check_suffix(args.out, ".png")
+    else:
+        check_chart(args.out)
     one = one_image(args, needs_classes="a lens has no labels to show")
     reading = read(one.model, one.pixels_BCHW, getattr(args, "class"), patches=args.patches)
     grid = one.model.layout_of(one.pixels_BCHW).grid if args.patches else None
@@ -49,8 +54,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(text(one.model, reading, args.image))
     if args.out:
+        from minivit.viz import save
+
         with writing(args.out):
-            draw(one.model, reading, one.image, one.spec, grid).save(args.out)
+            save(draw(one.model, reading, one.image, one.spec, grid), args.out)
     return 0
 
 
@@ -173,4 +180,6 @@ def draw(model: ViT, reading: Reading, photo: Image.Image, spec: ImageSpec, grid
     title += f", reading the {POOLED[model.config.pooling]}\nprobability by the final norm and head after every block"
     after = ["embed", *(str(i) for i in range(model.config.depth))]
     labels = [class_name(model, index) for index in classes]
-    return viz.cells(reading.probs[:, classes].T, labels, after, bounds=(0, 1), colours="white-red", title=title)
+    return viz.cells(
+        reading.probs[:, classes].T, labels, after, bounds=(0, 1), cmap="Reds", title=title, label="probability"
+    )
