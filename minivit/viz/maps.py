@@ -51,7 +51,7 @@ def overlay(
         smooth: interpolate between patches (bicubic); otherwise each patch is one block.
         query: row and column of the patch the map belongs to; it gets a frame.
         title: one line or several; long lines are wrapped.
-        width: of the result in pixels; None is the image's own, at least 1,000.
+        width: of the result in pixels; None is the image's own, enlarged to 1,000 (or a height of 4,000).
         colours: former name of cmap.
 
     Raises:
@@ -60,7 +60,8 @@ def overlay(
     if not 0 <= opacity <= 1:
         raise UsageError(f"opacity is {opacity}; it must be from 0 to 1")
     cmap = colours or cmap
-    factor = (width or max(MIN_WIDTH, image.width)) / image.width
+    enlarged = min(MIN_WIDTH / image.width, 4 * MIN_WIDTH / image.height)  # a long narrow image stays a small file
+    factor = width / image.width if width else max(1.0, enlarged)
     large = image.convert("RGB")
     if factor != 1:
         large = large.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)

@@ -180,6 +180,7 @@ def test_small_images_are_enlarged_and_large_ones_stay():
     assert small.getpixel((510, 250)) == BLUE
     assert small.getpixel((990, 490)) == RED
     assert viz.overlay(Image.new("RGB", (1234, 50)), values).width == 1234
+    assert viz.overlay(Image.new("RGB", (10, 800)), values).width == 50  # not 80,000 pixels high
 
 
 def test_the_query_patch_has_a_frame():
