@@ -461,3 +461,17 @@ def test_eval_writes_the_confusion_matrix(pictures, tmp_path, capsys):
     assert [[int(n) for n in row.split(",")[1:]] for row in rows[1:]] == facts["confusion"]
     numbers = re.findall(r">(\d+)</text>", (out / "confusion.svg").read_text())
     assert sorted(map(int, numbers)) == sorted(n for row in facts["confusion"] for n in row)
+
+
+def test_without_matplotlib_training_goes_on_and_the_confusion_chart_is_refused(
+    pictures, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("minivit.viz.style.find_spec", lambda name: None)
+    out = tmp_path / "out"
+    sizes = ["--image-size", "16", "--width", "24", "--depth", "1"]
+    assert main(["train", str(pictures), "-o", str(out), "--epochs", "1", "--batch-size", "8", *sizes]) == 0
+    assert "curve.svg will not be drawn: charts need matplotlib" in capsys.readouterr().err
+    assert (out / "model.safetensors").exists()
+    assert not (out / "curve.svg").exists()
+    assert main(["eval", str(out), str(pictures), "-o", str(tmp_path / "eval")]) == 2
+    assert "pip install 'minivit[plot]'" in capsys.readouterr().err
