@@ -7,8 +7,21 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.command import A_CLASS, JSON, LABELS, ONE_IMAGE, RUN, batch_size, command, option, output
+from minivit.cli.shared.command import (
+    A_CLASS,
+    CHARTS,
+    JSON,
+    LABELS,
+    ONE_IMAGE,
+    RUN,
+    batch_size,
+    check_suffix,
+    command,
+    option,
+    output,
+)
 from minivit.cli.shared.console import counter, printable, table
+from minivit.cli.shared.drawing import check_chart
 from minivit.cli.shared.image import OneImage, label_of, one_image, pick_class, shown_class
 from minivit.cli.shared.picture import open_photo, pixels_for, say_notes, show, writing
 from minivit.errors import UsageError
@@ -20,7 +33,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1  # of the JSON record; a field is only ever added under the same number
 STRONGEST = 8  # named below the table of a scan
-COLOURS = "red-white-blue"  # red: the logit falls without it, so it speaks for the class
+CMAP = "RdBu"  # red: the logit falls without it, so it speaks for the class
 
 
 def head_list(text: str) -> list[tuple[int, int]]:
@@ -78,7 +91,7 @@ def token_list(text: str | None) -> list[Any]:
         A_CLASS,
         batch_size(8),
         JSON,
-        output(".png", help="draw a scan, FILE.png"),
+        output(*CHARTS, help="draw a scan: heads and mlps as PNG, SVG or PDF, patches as PNG"),
         LABELS,
         *RUN,
     ],
@@ -93,6 +106,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--from and --how both name the replacement; give one")
     if args.out and not args.scan:
         raise UsageError("-o draws a scan; without --scan there is a table of a few numbers")
+    if args.scan == "patches" and args.out:
+        check_suffix(args.out, ".png")
+    else:
+        check_chart(args.out)
     one = one_image(args, needs_classes="there is no logit to follow")
     target = pick_class(one.model, one.pixels_BCHW, getattr(args, "class"))
     return run_scan(one, target, args) if args.scan else run_named(one, target, args)
@@ -105,8 +122,10 @@ def run_scan(one: OneImage, target: int, args: argparse.Namespace) -> int:
     settings = {"how": args.how or "zero", "batch_size": args.batch_size, "report": counter(args.scan)}
     found = study.scan_effect(one.model, one.pixels_BCHW, target, args.scan, **settings)
     if args.out:
+        from minivit.viz import save
+
         with writing(args.out):
-            draw(one, found).save(args.out)
+            save(draw(one, found), args.out)
     if args.json:
         fields = {"scan": found.what, "how": found.how, "logit": found.logit.tolist(), "change": found.change.tolist()}
         print(json.dumps(one.record(SCHEMA, {"class": label_of(one.model, target), **fields})))
@@ -153,7 +172,7 @@ def scan_text(one: OneImage, found: ScanEffect) -> str:
     if found.what == "patches":
         from minivit import viz
 
-        image = viz.maps.image_from_rgb(viz.colourise(viz.to_unit(change, *around_zero(found.change))[0], COLOURS))
+        image = viz.image_from_rgb(viz.apply_colormap(viz.to_unit(change, *around_zero(change))[0], CMAP))
         lines.append(show(image, -change, columns=2 * change.shape[1]))
         lines.append("full, or red: the logit falls without this patch")
     elif found.what == "heads":
@@ -194,7 +213,9 @@ def draw(one: OneImage, found: ScanEffect) -> Any:
     title = f"{title_of(one, found)}\n{about}; red: it falls without it"
     if found.what == "patches":
         box = seen_box(one.image.size, one.spec, patch=one.model.config.patch_size)
-        return viz.overlay(one.image, change, box=box, colours=COLOURS, bounds=around_zero(found.change), title=title)
+        return viz.overlay(one.image, change, box=box, cmap=CMAP, bounds=around_zero(found.change), title=title)
     cells = change if change.ndim == 2 else change[:, None]
     names = [f"head {a}" for a in range(change.shape[1])] if found.what == "heads" else ["mlp"]
-    return viz.cells(cells, [f"layer {i}" for i in range(len(cells))], names, colours=COLOURS, title=title)
+    return viz.cells(
+        cells, [f"layer {i}" for i in range(len(cells))], names, cmap=CMAP, title=title, label="change of the logit"
+    )

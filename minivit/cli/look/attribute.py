@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.command import A_CLASS, JSON, ONE_IMAGE, RUN, command, output
+from minivit.cli.shared.command import A_CLASS, JSON, ONE_IMAGE, RUN, chart_output, command
 from minivit.cli.shared.console import printable, table
 from minivit.cli.shared.image import label_of, one_image, pick_class, shown_class
 from minivit.cli.shared.picture import writing
@@ -26,7 +26,7 @@ STRONGEST = 8  # parts named below the table
     "into the residual stream, with the final norm at the scale it had; the constant terms are listed separately. "
     "Direct effects only: what a part changes in later ones counts there. The residual is rounding; "
     "--dtype float64 brings it below 1e-9.",
-    options=[ONE_IMAGE, A_CLASS, JSON, output(".png", help="draw the table, FILE.png"), *RUN],
+    options=[ONE_IMAGE, A_CLASS, JSON, chart_output(help="draw the table as PNG, SVG or PDF"), *RUN],
 )
 def run(args: argparse.Namespace) -> int:
     from minivit import study
@@ -39,8 +39,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(text(one.model, found, args.image))
     if args.out:
+        from minivit.viz import save
+
         with writing(args.out):
-            draw(one.model, found).save(args.out)
+            save(draw(one.model, found), args.out)
     return 0
 
 
@@ -103,4 +105,4 @@ def draw(model: ViT, found: Attribution) -> Any:
         f"embedding {float(found.embedding):+.3f}, norm bias {float(found.norm_bias):+.3f}, head bias "
         f"{float(found.head_bias):+.3f}, logit {float(found.logits):.3f}"
     )
-    return viz.cells(values_LX, [f"layer {i}" for i in range(len(values_LX))], names, title=title)
+    return viz.cells(values_LX, [f"layer {i}" for i in range(len(values_LX))], names, title=title, label="logit")

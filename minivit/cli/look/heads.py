@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.command import IMAGE_FOLDERS, RUN, batch_size, command, output
+from minivit.cli.shared.command import IMAGE_FOLDERS, RUN, batch_size, chart_output, command
 from minivit.cli.shared.console import printable, progress, say, table
 from minivit.cli.shared.inputs import find_pictures
 from minivit.cli.shared.models import load_image_model
@@ -32,12 +32,11 @@ if TYPE_CHECKING:
     options=[
         *IMAGE_FOLDERS,
         batch_size(8),
-        output(
+        chart_output(
             ".csv",
-            ".png",
             action="append",
             default=[],
-            help="heads.csv, a row for each head, or heads.png, a dot for each head by depth; may be repeated",
+            help="heads.csv, a row for each head, or heads.png (.svg, .pdf), a dot for each by depth; may be repeated",
         ),
         *RUN,
     ],
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     from minivit.errors import UsageError
     from minivit.study import summarise_heads
+    from minivit.viz import save
 
     model = load_image_model(args)
     failures: list[str] = []
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     print(text(found))
     for path in args.out:
         with writing(path):
-            write_csv(path, found) if path.lower().endswith(".csv") else draw(model, found).save(path)
+            write_csv(path, found) if path.lower().endswith(".csv") else save(draw(model, found), path)
     return 3 if failures else 0
 
 
@@ -125,5 +125,7 @@ def draw(model: ImageModel, found: HeadSummary) -> Any:
     drawn = {
         name: found.means[name].where(~found.means[name].isnan(), found.means[name][:, :1]) for name in found.kinds
     }
-    panels = {meaning.get(name, f"attention of patches to {name}"): values_LA for name, values_LA in drawn.items()}
+    panels = {
+        meaning.get(name, f"attention of patches to {name}, fraction"): values_LA for name, values_LA in drawn.items()
+    }
     return viz.dots_by_depth(panels, title=title(model, found))

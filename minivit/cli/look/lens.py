@@ -6,8 +6,20 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.command import A_CLASS, JSON, LABELS, ONE_IMAGE, RUN, command, option, output
+from minivit.cli.shared.command import (
+    A_CLASS,
+    CHARTS,
+    JSON,
+    LABELS,
+    ONE_IMAGE,
+    RUN,
+    check_suffix,
+    command,
+    option,
+    output,
+)
 from minivit.cli.shared.console import printable, table
+from minivit.cli.shared.drawing import check_chart
 from minivit.cli.shared.image import OneImage, label_of, one_image, shown_class
 from minivit.cli.shared.picture import writing
 from minivit.model.config import POOLING_WORDS
@@ -30,7 +42,7 @@ SCHEMA = 1  # of the JSON record; a field is only ever added under the same numb
         option("--patches", action="store_true", help="a label for every patch after every block"),
         A_CLASS,
         JSON,
-        output(".png", help="draw it, FILE.png: probabilities, or maps of labels"),
+        output(*CHARTS, help="draw it: probabilities as PNG, SVG or PDF, or maps of labels as PNG"),
         LABELS,
         *RUN,
     ],
@@ -39,6 +51,10 @@ def run(args: argparse.Namespace) -> int:
     from minivit.model.classes import find_class
     from minivit.study import lens_reading
 
+    if args.patches and args.out:
+        check_suffix(args.out, ".png")
+    else:
+        check_chart(args.out)
     one = one_image(args, needs_classes="a lens has no labels to show")
     asked = getattr(args, "class")
     target = None if asked is None else find_class(one.model, asked)
@@ -48,8 +64,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(text(one.model, reading, args.image))
     if args.out:
+        from minivit.viz import save
+
         with writing(args.out):
-            draw(one, reading).save(args.out)
+            save(draw(one, reading), args.out)
     return 0
 
 
@@ -125,4 +143,6 @@ def draw(one: OneImage, reading: LensReading) -> Any:
     )
     after = ["embed", *(str(i) for i in range(model.config.depth))]
     labels = [shown_class(model, index) for index in classes]
-    return viz.cells(reading.probs[:, classes].T, labels, after, bounds=(0, 1), colours="white-red", title=title)
+    return viz.cells(
+        reading.probs[:, classes].T, labels, after, bounds=(0, 1), cmap="Reds", title=title, label="probability"
+    )
