@@ -142,11 +142,11 @@ def test_the_colormap_by_its_name_and_by_its_former_name(look, photo, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--method", "rollout", "--layer", "1"], "has no use for --layer; it belongs to raw, similarity, norms, pca"),
-        (["--class", "3"], "has no use for --class"),
-        (["--method", "legrad", "--query", "cls"], "has no use for --query"),
-        (["--method", "norms", "--grid"], "has no use for --grid"),
-        (["--query", "pool"], "--method pool draws where the pool looks"),
+        (["--method", "rollout", "--layer", "1"], "does not take --layer; it belongs to raw, similarity, norms, pca"),
+        (["--class", "3"], "does not take --class"),
+        (["--method", "legrad", "--query", "cls"], "does not take --query"),
+        (["--method", "norms", "--grid"], "does not take --grid"),
+        (["--query", "pool"], "--method pool draws what the pool attends to"),
         (["--grid", "--head", "2"], "leave --head out"),
         (["--method", "pca", "--layer", "all"], "one layer at a time"),
         (["--scale", "shared"], "--scale is for sheets"),

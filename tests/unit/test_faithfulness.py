@@ -22,6 +22,7 @@ from minivit.images.spec import ImageSpec
 from minivit.model.config import TokenLayout, ViTConfig
 from minivit.model.vit import ViT
 from minivit.study.maps.faithfulness import STAGES, ranks, replaced
+from minivit.study.maps.table import METHODS
 
 
 class OnePatchCounts(ViT):
@@ -121,7 +122,7 @@ def test_replacements():
 def test_what_cannot_be_scored_is_refused():
     model, pixels = fakes.build(), fakes.pixels()
     maps = study.random_maps(model.config.layout, 2)
-    with pytest.raises(ShapeError, match="2 picture"):
+    with pytest.raises(ShapeError, match="2 image"):
         study.curves(model, pixels, maps)
     with pytest.raises(ShapeError, match=r"expected one picture and \(M, 3, 5\)"):
         study.curves(model, pixels[:1], maps.transpose(1, 2))
@@ -243,12 +244,10 @@ def test_randomising_goes_from_the_head_backwards_and_leaves_the_model_alone():
 
 
 def test_every_method_of_the_command_line_has_a_map():
-    from minivit.cli.look.attention import METHODS
-
     assert list(METHODS) == list(study.MAPS)
     model, pixels = fakes.build(pooling="map"), fakes.pixels()
-    for name, (takes, _) in METHODS.items():
-        settings = {"target": 1} if "class" in takes else {}
+    for name, method in METHODS.items():
+        settings = {"target": 1} if "class" in method.takes else {}
         assert study.plain_map(model, pixels, name, **settings).shape == (2, 3, 5), name
     with pytest.raises(UsageError, match="no method 'lime'"):
         study.method_map(model, pixels, "lime")
@@ -348,7 +347,7 @@ def test_a_folder_gives_means_and_a_bad_picture_code_3(look, tmp_path_factory, t
     for name, scores in report["methods"].items():
         for kind in ("deletion", "insertion"):
             assert scores[kind] == pytest.approx(sum(one["methods"][name][kind] for one in alone) / 2, abs=1e-6)
-    assert "means over 2 pictures" in look(*argv)[1]
+    assert "means over 2 images" in look(*argv)[1]
 
 
 def test_a_model_without_a_head_is_scored_by_what_it_can(look, photo, hf_checkpoint):

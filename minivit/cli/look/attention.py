@@ -1,4 +1,4 @@
-"""minivit attention: where a model looks, over the photo."""
+"""minivit attention: what a model attends to, over the image."""
 
 from __future__ import annotations
 
@@ -8,105 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minivit.cli.shared.command import A_CLASS, LABELS, ONE_IMAGE, RUN, command, option, output
 from minivit.cli.shared.console import fraction, positive, printable, whole
 from minivit.cli.shared.drawing import add_map_options
-from minivit.cli.shared.image import pick_class, shown_class
-from minivit.cli.shared.models import (
-    add_hub_options,
-    add_label_options,
-    add_model_option,
-    add_run_options,
-    labels_of,
-    load_image_model,
-    load_model,
-)
-from minivit.cli.shared.picture import check_suffix, open_photo, pixels_for, say_notes, show, writing
+from minivit.cli.shared.image import OneImage, label_of, one_image, pick_class
+from minivit.cli.shared.models import labels_of
+from minivit.cli.shared.picture import show, writing
 from minivit.errors import UsageError
+from minivit.study.maps.table import METHODS, SETTINGS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minivit.model.swin import Swin
-    from minivit.model.vit import ViT
+    from minivit.study.maps.faithfulness import MapScore
+    from minivit.study.maps.methods import Maps
 
 SCHEMA = 1  # of the JSON record; a field is only ever added under the same number
-
-# Every method, the options that mean something to it, and what its numbers are.
-METHODS: dict[str, tuple[set[str], str]] = {
-    "raw": ({"layer", "head", "query", "grid", "scale"}, "attention probability"),
-    "pool": ({"head"}, "attention probability of the pool's query"),
-    "rollout": ({"head", "query", "start_layer", "residual", "discard"}, "share of the query after all layers"),
-    "grad-rollout": ({"head", "query", "class", "start_layer", "residual"}, "share, weighed by gradients"),
-    "relevance": ({"query", "class", "start_layer"}, "relevance"),
-    "legrad": ({"class", "start_layer"}, "mean positive gradient of attention"),
-    "gradients": ({"class"}, "sum of |gradient| in a patch"),
-    "integrated-gradients": ({"class", "steps"}, "sum of |contribution| in a patch"),
-    "similarity": ({"layer", "query", "scale"}, "cosine with the query"),
-    "norms": ({"layer", "scale"}, "length of the token"),
-    "pca": ({"layer"}, "principal components as red, green, blue"),
-}
-# The methods in the title of an image.
-TITLES = {
-    "raw": "Attention",
-    "pool": "Attention of the attention pool",
-    "rollout": "Attention rollout",
-    "grad-rollout": "Gradient attention rollout",
-    "relevance": "Relevance (Chefer et al. 2021)",
-    "legrad": "LeGrad",
-    "gradients": "Gradients",
-    "integrated-gradients": "Integrated gradients",
-    "similarity": "Cosine similarity of the tokens",
-    "norms": "L2 norm of the tokens",
-    "pca": "Principal components of the tokens",
-}
-OPTIONS = ("layer", "head", "query", "class", "start_layer", "residual", "discard", "steps", "grid", "scale")
-DEFAULTS = {"start_layer": 0, "residual": 0.5, "discard": 0.0, "steps": 32, "scale": "each"}
-
-
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "attention",
-        help="draw where a model looks",
-        description="Draw a map of one picture: attention, rollout, what speaks for a class, or what its tokens hold. "
-        "Layers and heads are numbered from 0. An option that a method has no use for is refused.",
-        epilog="; ".join(f"{name}: {', '.join('--' + o.replace('_', '-') for o in OPTIONS if o in takes)}"
-                         for name, (takes, _) in METHODS.items()),
-    )  # fmt: skip
-    parser.add_argument("image", metavar="IMAGE", help="a picture file, or - for standard input")
-    parser.add_argument("--method", choices=METHODS, default="raw", help="what to map (raw)")
-    parser.add_argument("--layer", metavar="N|all", type=layer, help="block to read (the last), or each on one sheet")
-    parser.add_argument("--head", metavar="N|mean|max|min", type=head, help="one head, or how all are fused (mean)")
-    parser.add_argument(
-        "--query",
-        metavar="TOKEN",
-        type=query,
-        help="the token that looks: cls, dist, mean (of the patches), ROW,COL of a patch, or for rollout pool, the "
-        "attention pool's query (cls where there is one, else mean; what the head reads for methods of a class)",
-    )
-    parser.add_argument("--class", metavar="NAME|INDEX", help="the class to follow back (the most likely)")
-    parser.add_argument("--start-layer", metavar="N", type=whole, help="first layer that takes part (0)")
-    parser.add_argument("--residual", metavar="SHARE", type=fraction, help="weight of the residual connection (0.5)")
-    parser.add_argument("--discard", metavar="SHARE", type=fraction, help="smallest attention to leave out (0)")
-    parser.add_argument("--steps", metavar="N", type=positive, help="points on the way from the baseline (32)")
-    parser.add_argument("--grid", action="store_true", default=None, help="layers x heads on one sheet")
-    parser.add_argument(
-        "--scale", choices=("each", "shared"), help="colour scale of a sheet: one for each map (each) or one for all"
-    )
-    add_map_options(parser)
-    parser.add_argument(
-        "--opacity", metavar="SHARE", type=fraction, default=0.5, help="of the map over the image (0.5)"
-    )
-    parser.add_argument(
-        "--score",
-        action="store_true",
-        help="write what the map is worth beside it: deletion and insertion of the class, as minivit faithfulness",
-    )
-    parser.add_argument("-o", "--out", metavar="FILE", help="map.png, map.npy or map.json; else text on the terminal")
-    add_label_options(parser)
-    add_model_option(parser)
-    add_hub_options(parser)
-    add_run_options(parser)
-    parser.set_defaults(run=run)
 
 
 def layer(text: str) -> int | str:
@@ -129,257 +46,205 @@ def query(text: str) -> str | tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-@dataclass(kw_only=True)
-class Maps:
-    """What was asked for: one map or a sheet of them."""
-
-    values: Tensor  # (rows, columns, h, w); of pca (h, w, 3)
-    rows: list[str]
-    columns: list[str]
-    title: str
-    target: int | None = None  # the class that was followed back
-    score: dict[str, Any] | None = None  # what a single map is worth, for the record
-
-    @property
-    def single(self) -> bool:
-        return self.values.ndim == 3 or self.values.shape[:2] == (1, 1)
-
-    def one(self) -> Tensor:
-        return self.values if self.values.ndim == 3 else self.values[0, 0]
+def flags(names: frozenset[str]) -> str:
+    """The options of some settings."""
+    return ", ".join("--" + name.replace("_", "-") for name in SETTINGS if name in names)
 
 
+@command(
+    "attention",
+    help="draw what a model attends to",
+    description="Draw a map of one image: attention, rollout, the evidence for a class, or properties of the tokens. "
+    "Layers and heads are numbered from 0. An option that a method does not take is refused.",
+    epilog="; ".join(f"{name}: {flags(method.takes)}" for name, method in METHODS.items()),
+    options=[
+        ONE_IMAGE,
+        option("--method", choices=METHODS, default="raw", help="the method (raw)"),
+        option("--layer", metavar="N|all", type=layer, help="block to read (the last), or each on one sheet"),
+        option("--head", metavar="N|mean|max|min", type=head, help="one head, or how all are fused (mean)"),
+        option(
+            "--query",
+            metavar="TOKEN",
+            type=query,
+            help="the token that attends: cls, dist, mean (of the patches), ROW,COL of a patch, or for rollout pool, "
+            "the attention pool's query (cls where there is one, else mean; the head's input for methods of a class)",
+        ),
+        A_CLASS,
+        option("--start-layer", metavar="N", type=whole, help="first layer that takes part (0)"),
+        option("--residual", metavar="FRACTION", type=fraction, help="weight of the residual connection (0.5)"),
+        option("--discard", metavar="FRACTION", type=fraction, help="fraction of the attention to leave out (0)"),
+        option("--steps", metavar="N", type=positive, help="points on the way from the baseline (32)"),
+        option("--grid", action="store_true", default=None, help="layers x heads on one sheet"),
+        option(
+            "--scale",
+            choices=("each", "shared"),
+            help="colour scale of a sheet: one for each map (each) or one for all",
+        ),
+        add_map_options,
+        option("--opacity", metavar="FRACTION", type=fraction, default=0.5, help="of the map over the image (0.5)"),
+        option(
+            "--score",
+            action="store_true",
+            help="write the score of the map beside it: deletion and insertion of the class, as minivit faithfulness",
+        ),
+        output(".png", ".npy", ".json", help="map.png, map.npy or map.json; else text on the terminal"),
+        LABELS,
+        *RUN,
+    ],
+)
 def run(args: argparse.Namespace) -> int:
-    from minivit.images.preprocess import seen_box
+    from minivit import study
 
-    check_suffix(args.out, ".png", ".npy", ".json")
     settings = settings_of(args)
-    photo, notes = open_photo(args.image)
-    say_notes(args.image, notes)
-    model = load_image_model(args) if args.method == "raw" else load_model(args)
-    pixels_BCHW, spec = pixels_for(model, photo)
-    if model.windowed:
-        if args.score:
-            raise UsageError("--score takes patches away from a ViT; a Swin has other windows in every stage")
-        maps = swin_map(model, pixels_BCHW, settings)
-    else:
-        maps = compute(model, pixels_BCHW, args.method, settings)
-        if args.score:
-            maps.score = score(model, pixels_BCHW, maps, getattr(args, "class"))
-    # A Swin pads what makes no whole patch.
-    box = seen_box(photo.size, spec, patch=1 if model.windowed else model.config.patch_size)
-    if not args.out:
-        write_text(maps, photo, box, args)
-    elif args.out.lower().endswith(".png"):
+    one = one_image(args, any_model=args.method == "raw")
+    if one.model.windowed and args.score:
+        raise UsageError("--score deletes patches of a ViT; a Swin has other windows in every stage")
+    asked = settings.pop("class", None)
+    scale = settings.pop("scale", "each")
+    if "class" in METHODS[args.method].takes:
+        settings["target"] = pick_class(one.model, one.pixels_BCHW, asked)
+    maps, score = study.maps.compute(one.model, one.pixels_BCHW, args.method, **settings), None
+    if args.score:
+        target = maps.target
+        if target is None and (asked is not None or one.model.config.classes):
+            target = pick_class(one.model, one.pixels_BCHW, asked)
+        score = study.map_score(one.model, one.pixels_BCHW, maps.one(), target=target)
+    found = Found(one=one, maps=maps, score=score)
+    if args.out:
         with writing(args.out):
-            draw(maps, photo, box, args, settings).save(args.out)
-    elif args.out.lower().endswith(".npy"):
-        write_npy(args.out, maps.one() if maps.single else maps.values)
+            write(found, args, scale)
     else:
-        values = (maps.one() if maps.single else maps.values).tolist()
-        record = {"schema": SCHEMA, "path": args.image, "method": args.method, "title": maps.title}
-        names = {} if maps.single else {"rows": maps.rows, "columns": maps.columns}
-        about = {"model": model.name, "revision": model.revision, "device": str(pixels_BCHW.device)}
-        worth = {"score": maps.score} if maps.score else {}
-        warnings = {"warnings": notes} if notes else {}
-        text = json.dumps({**record, **names, "map": values, **worth, **about, **warnings})
-        with writing(args.out):
-            Path(args.out).write_text(text + "\n", encoding="utf-8")
+        print_maps(found, args)
     return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The maps of an image, and the score of a single one."""
+
+    one: OneImage
+    maps: Maps
+    score: MapScore | None
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """What the network sees of the image, in its pixels; a Swin pads what makes no whole patch."""
+        from minivit.images.preprocess import seen_box
+
+        patch = 1 if self.one.model.windowed else self.one.model.config.patch_size
+        return seen_box(self.one.image.size, self.one.spec, patch=patch)
+
+    def score_line(self) -> str:
+        """The score as a line, or nothing."""
+        if self.score is None:
+            return ""
+        s, name = self.score, ""
+        parts = [f"{kind} {getattr(s, kind):.3f} (random {getattr(s, 'random_' + kind):.3f})"
+                 for kind in ("deletion", "insertion")]  # fmt: skip
+        if s.target is not None:
+            name = f" of {printable(label_of(self.one.model, s.target)['label'] or 'class')} ({s.target})"
+        return f"{', '.join(parts)}{name}, in {s.steps} steps"
+
+
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of a method, defaults filled in; refuses those it has no use for."""
-    takes = METHODS[args.method][0] | ({"class"} if args.score else set())
-    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
-    useless = sorted(given.keys() - takes)
-    if useless:
-        users = [name for name, (options, _) in METHODS.items() if useless[0] in options]
-        raise UsageError(
-            f"--method {args.method} has no use for --{useless[0].replace('_', '-')}; it belongs to {', '.join(users)}"
-        )
+    """The settings that were given; refuses those that the method does not take."""
+    takes = METHODS[args.method].takes | ({"class"} if args.score else set())
+    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    if useless := sorted(given.keys() - takes):
+        users = [name for name, method in METHODS.items() if useless[0] in method.takes]
+        option = useless[0].replace("_", "-")
+        raise UsageError(f"--method {args.method} does not take --{option}; it belongs to {', '.join(users)}")
     if "class" not in takes and labels_of(args) is not None:
-        raise UsageError(f"--method {args.method} has no use for --labels; they are the classes of other methods")
+        raise UsageError(f"--method {args.method} does not take --labels; they are the classes of other methods")
     if given.get("query") == "pool" and args.method in ("raw", "similarity"):
-        raise UsageError("--query pool is where rollout may begin; --method pool draws where the pool looks")
+        raise UsageError("--query pool is where rollout may begin; --method pool draws what the pool attends to")
     if args.grid and args.head is not None:
         raise UsageError("--grid draws every head; leave --head out")
     if args.method == "pca" and args.layer == "all":
         raise UsageError("--method pca draws one layer at a time; give --layer a number")
-    if "scale" in given and not (args.grid or args.layer == "all"):
+    sheet = args.grid or args.layer == "all"
+    if "scale" in given and not sheet:
         raise UsageError("--scale is for sheets: with --grid or --layer all")
-    if args.score and (args.grid or args.layer == "all"):
+    if args.score and sheet:
         raise UsageError("--score is for one map, not for a sheet of them")
     if args.score and str(args.out).lower().endswith(".npy"):
         raise UsageError("-o FILE.npy has no place for a score; write .json or .png")
-    return {**{name: value for name, value in DEFAULTS.items() if name in takes}, **given}
+    return given
 
 
-def compute(model: ViT, pixels_BCHW: Tensor, method: str, settings: dict[str, Any]) -> Maps:
-    """The maps of one picture, and what they are called."""
-    from minivit.study import method_map
+def write(found: Found, args: argparse.Namespace, scale: str) -> None:
+    """The maps as -o FILE, by its suffix."""
+    maps, suffix = found.maps, Path(args.out).suffix.lower()
+    values = maps.one() if maps.single else maps.values
+    if suffix == ".png":
+        draw(found, args, scale).save(args.out)
+    elif suffix == ".npy":
+        import numpy
+        import torch
 
-    config = model.config
-    takes, grid = METHODS[method][0], settings.get("grid")
-    arguments = {name: value for name, value in settings.items() if name not in ("class", "grid", "scale", "layer")}
-    title = [f"{method} of {printable(model.name or 'the model')}"]
-    if "class" in takes:
-        arguments["target"] = pick_class(model, pixels_BCHW, settings.get("class"))
-        title.append(f"for {shown_class(model, arguments['target'])}")
-    asked = settings.get("query")
-    if asked is None and "query" in takes and "class" not in takes:
-        asked = arguments["query"] = "cls" if config.cls_token else "mean"
-    if asked is not None:
-        title.append("of the patch in row {}, column {}".format(*asked) if isinstance(asked, tuple) else f"of {asked}")
-    if grid:
-        arguments["head"] = "all"
-    elif "head" in takes:
-        fused = settings.get("head", "mean")
-        title.append(f"head {fused}" if isinstance(fused, int) else f"{fused} over heads")
-    title += [f"{name.replace('_', ' ')} {arguments[name]:g}" for name in DEFAULTS if name in arguments]
-    if "layer" not in takes:
-        maps = one_map(method_map(model, pixels_BCHW, method, **arguments)[0], title)
-        maps.target = arguments.get("target")
-        return maps
-
-    chosen = settings.get("layer", "all" if grid else None)
-    if isinstance(chosen, int) and chosen >= config.depth:
-        raise UsageError(f"--layer {chosen}: there are layers 0 to {config.depth - 1}")
-    values = method_map(model, pixels_BCHW, method, layer=chosen, **arguments)[0]
-    layers = range(config.depth) if chosen == "all" else [config.depth - 1 if chosen is None else chosen]
-    names = [f"layer {i}" for i in layers]
-    if grid or len(names) > 1:
-        heads = [f"head {a}" for a in range(config.heads)]
-        rows, columns = (names, heads) if grid else ([""], names)
-        values = values.reshape(len(rows), len(columns), *values.shape[-2:])
-        return Maps(values=values, rows=rows, columns=columns, title=", ".join(title))
-    final = chosen is None and method in ("similarity", "pca")
-    values = values[0] if chosen == "all" else values
-    return one_map(values, [*title, "after the final norm" if final else names[0]])
+        numpy.save(args.out, values.to(torch.promote_types(values.dtype, torch.float32)).cpu().numpy())
+    else:
+        names = {} if maps.single else {"rows": maps.rows, "columns": maps.columns}
+        fields = {"method": maps.method, "title": printable(maps.title), **names, "map": values.tolist()}
+        score = {"score": score_record(found)} if found.score else {}
+        text = json.dumps(found.one.record(SCHEMA, {**fields, **score}))
+        Path(args.out).write_text(text + "\n", encoding="utf-8")
 
 
-def one_map(values: Tensor, title: list[str]) -> Maps:
-    """A single map, (h, w), or (h, w, 3) of pca."""
-    values = values if values.ndim == 3 else values[None, None]
-    return Maps(values=values, rows=[""], columns=[""], title=", ".join(title))
-
-
-def swin_map(model: Swin, pixels_BCHW: Tensor, settings: dict[str, Any]) -> Maps:
-    """The raw attention of one block of a Swin, its windows stitched to the picture."""
-    from minivit import study
-
-    asked, fused = settings.get("query"), settings.get("head", "mean")
-    layer = settings.get("layer", model.config.depth - 1)
-    if settings.get("grid") or layer == "all" or isinstance(asked, str):
-        raise UsageError(
-            "a Swin has another grid in every stage and no token but its patches: give --layer one number, --query a "
-            "ROW,COL of its grid or nothing, and leave --grid out"
-        )
-    found = study.window_attention(model, pixels_BCHW, layer)
-    values = study.window_map(found, query=asked, head=fused)
-    whose = "of the token in row {}, column {}".format(*asked) if asked else "received by each token"
-    title = [f"raw of {printable(model.name or 'the model')}", whose]
-    title.append(f"head {fused}" if isinstance(fused, int) else f"{fused} over heads")
-    side, shift = found.windows.window, found.windows.shift
-    windows = f"windows of {side} x {side}" + (f" shifted by {shift[0]}, {shift[1]}" if any(shift) else "")
-    return Maps(values=values[None], rows=[""], columns=[""], title=", ".join([*title, f"layer {layer}", windows]))
-
-
-def score(model: ViT, pixels_BCHW: Tensor, maps: Maps, asked: str | None) -> dict[str, Any]:
-    """What a single map is worth: areas of its deletion and insertion curves, beside those of five random maps."""
-    import torch
-
-    from minivit import study
-
-    values = maps.one()
-    map_1hw = (values.norm(dim=-1) if values.ndim == 3 else values)[None].float().cpu()
-    target = maps.target
-    if target is None and (asked is not None or model.config.classes):
-        target = pick_class(model, pixels_BCHW, asked)
-    drawn = torch.cat([map_1hw, study.random_maps(model.layout_of(pixels_BCHW), 5)])
-    curves = study.curves(model, pixels_BCHW, drawn, target=target)
-    areas = {"deletion": curves.deletion.tolist(), "insertion": curves.insertion.tolist()}
+def score_record(found: Found) -> dict[str, Any]:
+    """The score as fields of the JSON record."""
+    s = found.score
+    assert s is not None
+    label = None if s.target is None else label_of(found.one.model, s.target)["label"]
     return {
-        "class": target,
-        "label": model.labels[target] if model.labels and target is not None else None,
-        **{kind: {"map": mine, "random": sum(others) / len(others)} for kind, (mine, *others) in areas.items()},
-        "steps": len(curves.shares) - 1,
-        "replacement": "mean",
+        "class": s.target,
+        "label": label,
+        "deletion": {"map": s.deletion, "random": s.random_deletion},
+        "insertion": {"map": s.insertion, "random": s.random_insertion},
+        "steps": s.steps,
+        "replacement": s.replacement,
     }
 
 
-def score_line(score: dict[str, Any]) -> str:
-    """A score as one line beside a map."""
-    parts = [
-        f"{kind} {score[kind]['map']:.3f} (random {score[kind]['random']:.3f})" for kind in ("deletion", "insertion")
-    ]
-    name = "" if score["class"] is None else f" of {printable(score['label'] or 'class')} ({score['class']})"
-    return f"{', '.join(parts)}{name}, in {score['steps']} steps"
-
-
-def draw(maps: Maps, photo: Any, box: Any, args: argparse.Namespace, settings: dict[str, Any]) -> Any:
-    """The maps as a picture: over the photo, or on one sheet."""
+def draw(found: Found, args: argparse.Namespace, scale: str) -> Any:
+    """The maps as an image: over the photo, or on one sheet."""
     from minivit import viz
 
-    meaning = METHODS[args.method][1]
-    heading = maps.title.replace(f"{args.method} of", f"{TITLES[args.method]} in", 1)
+    maps, method = found.maps, METHODS[args.method]
+    heading = printable(maps.title).replace(f"{args.method} of", f"{method.title} in", 1)
     patch = args.query if isinstance(args.query, tuple) else None
-    if maps.single:
-        title = f"{heading}\n{meaning}" + ("" if maps.values.ndim == 3 else ", from the min to the max of this map")
-        title += f"\n{score_line(maps.score)}" if maps.score else ""
-        return viz.overlay(
-            photo,
-            maps.one(),
-            box=box,
-            cmap=args.cmap,
-            opacity=args.opacity,
-            smooth=args.smooth,
-            query=patch,
-            title=title,
-        )
-    title = f"{heading}: {meaning}"
-    return viz.sheet(
-        maps.values,
-        maps.rows,
-        maps.columns,
-        cmap=args.cmap,
-        scale=settings["scale"],
-        smooth=args.smooth,
-        query=patch,
-        title=title,
-    )
+    looks = {"cmap": args.cmap, "smooth": args.smooth, "query": patch}
+    if not maps.single:
+        title = f"{heading}: {maps.unit}"
+        return viz.sheet(maps.values, maps.rows, maps.columns, scale=scale, title=title, **looks)
+    title = f"{heading}\n{maps.unit}" + ("" if maps.values.ndim == 3 else ", from the min to the max of this map")
+    title += f"\n{found.score_line()}" if found.score else ""
+    return viz.overlay(found.one.image, maps.one(), box=found.box, opacity=args.opacity, title=title, **looks)
 
 
-def write_text(maps: Maps, photo: Any, box: Any, args: argparse.Namespace) -> None:
+def print_maps(found: Found, args: argparse.Namespace) -> None:
     """The maps on the terminal, one below the other."""
     from minivit import viz
 
+    maps = found.maps
+
+    def bounds(values: Tensor) -> str:
+        return f"{float(values.min()):.4g} to {float(values.max()):.4g}"
+
     if maps.single:
         values = maps.one()
-        image = viz.paint(photo, values, box=box, cmap=args.cmap, opacity=args.opacity, smooth=args.smooth)
-        print(maps.title)
-        if values.ndim == 3:
-            print(show(image, None))
-        else:
-            print(show(image, values))
-            print(f"{METHODS[args.method][1]} from {float(values.min()):.4g} to {float(values.max()):.4g}")
-        if maps.score:
-            print(score_line(maps.score))
+        looks = {"cmap": args.cmap, "opacity": args.opacity, "smooth": args.smooth}
+        image = viz.paint(found.one.image, values, box=found.box, **looks)
+        print(printable(maps.title))
+        print(show(image, None if values.ndim == 3 else values))
+        if values.ndim == 2:
+            print(f"{maps.unit} from {bounds(values)}")
+        if found.score:
+            print(found.score_line())
         return
-    print(f"{maps.title}: {METHODS[args.method][1]}")
+    print(f"{printable(maps.title)}: {maps.unit}")
     for row, name in zip(maps.values, maps.rows, strict=True):
         for values, column in zip(row, maps.columns, strict=True):
-            label = " ".join(part for part in (name, column) if part)
-            print(f"{label}: {float(values.min()):.4g} to {float(values.max()):.4g}")
-            colored = viz.image_from_rgb(viz.apply_colormap(viz.to_unit(values)[0], args.cmap))
-            print(show(colored, values, columns=2 * values.shape[1]))
-
-
-def write_npy(path: str, values: Tensor) -> None:
-    """A float tensor as a NumPy file of at least float32."""
-    import torch
-
-    from minivit.inference.embeddings import npy_header, vector_bytes
-
-    values = values.to(torch.promote_types(values.dtype, torch.float32))
-    with writing(path):
-        Path(path).write_bytes(npy_header(tuple(values.shape), values.dtype) + vector_bytes(values))
+            print(f"{' '.join(part for part in (name, column) if part)}: {bounds(values)}")
+            coloured = viz.image_from_rgb(viz.apply_colormap(viz.to_unit(values)[0], args.cmap))
+            print(show(coloured, values, columns=2 * values.shape[1]))

@@ -35,7 +35,12 @@ class OneImage:
 
 
 def one_image(
-    args: argparse.Namespace, *, needs_classes: str | None = None, texts: bool = True, any_model: bool = False
+    args: argparse.Namespace,
+    *,
+    needs_classes: str | None = None,
+    texts: bool = True,
+    any_model: bool = False,
+    quiet: bool = False,
 ) -> OneImage:
     """Return the image and the model that the arguments name; what was done to the image is said.
 
@@ -43,6 +48,7 @@ def one_image(
         needs_classes: what the command would do with classes, for the error of a model that has none.
         texts: whether the command takes texts as classes, for the same error.
         any_model: whether the command takes a Swin as well.
+        quiet: what was done to the image is not said.
 
     Raises:
         ImageError: the image cannot be read.
@@ -50,7 +56,8 @@ def one_image(
         ModelUnavailableError, CheckpointError: as `minivit.load`.
     """
     image, notes = open_photo(args.image)
-    say_notes(args.image, notes)
+    if not quiet:
+        say_notes(args.image, notes)
     model = load_image_model(args) if any_model else load_model(args)
     if needs_classes and not model.config.classes:
         hint = ", or --labels where it has a text tower" if texts else ""

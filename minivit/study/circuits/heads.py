@@ -13,7 +13,7 @@ from minivit.errors import ShapeError, UsageError
 from minivit.model.capabilities import ImageModel
 from minivit.model.config import TokenLayout
 from minivit.model.swin import Swin
-from minivit.study.maps.windows import WindowProbs, hear_windows
+from minivit.study.maps.windows import WindowProbs, observe_windows
 from minivit.study.tracing import trace
 
 MASSES = ("cls", "dist", "registers", "self", "neighbours", "patches")
@@ -161,7 +161,7 @@ def _window_statistics(model: Swin, pixels_BCHW: Tensor) -> dict[str, Tensor]:
         for name, values_BA in statistics.items():
             found[name].append(F.pad(values_BA, (0, max(config.heads) - values_BA.shape[1]), value=float("nan")))
 
-    hear_windows(model, pixels_BCHW, range(config.depth), record)
+    observe_windows(model, pixels_BCHW, range(config.depth), record)
     return {name: torch.stack(layers, dim=1) for name, layers in found.items()}
 
 

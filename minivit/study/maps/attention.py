@@ -1,4 +1,4 @@
-"""Where tokens look: maps of one attention, and attention rollout through all of them."""
+"""Maps of attention: of one layer, and attention rollout through all of them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FUSIONS = ("mean", "max", "min")
 
 
 def query_weights(layout: TokenLayout, query: Query | None = None) -> Tensor:
-    """How much of each token a query takes: (N,), float64, summing to 1.
+    """Return the weight of each token in a query: (N,), float64, summing to 1.
 
     Args:
-        query: "cls", "dist", "mean" (of the patches), (row, column) of a patch, or a token's place in
+        query: "cls", "dist", "mean" (of the patches), (row, column) of a patch, or a token's position in
             the sequence; None is "cls" where there is such a token and else "mean".
 
     Raises:
-        UsageError: a token this layout has not.
+        UsageError: a token that this layout does not have.
     """
     if query is None:
         query = "cls" if layout.cls else "mean"
@@ -37,7 +37,7 @@ def query_weights(layout: TokenLayout, query: Query | None = None) -> Tensor:
 
 
 def fuse_heads(x_BANM: Tensor, how: str | int) -> Tensor:
-    """One matrix of all heads: their "mean", "max" or "min", or one head by its number. (B, A, N, M) -> (B, N, M).
+    """Return one matrix of all heads, (B, A, N, M) -> (B, N, M): their "mean", "max" or "min", or a head by its number.
 
     Raises:
         UsageError: no such fusion or head.
@@ -54,10 +54,10 @@ def fuse_heads(x_BANM: Tensor, how: str | int) -> Tensor:
 def attention_map(
     probs_BANM: Tensor, layout: TokenLayout, *, query: Query | None = None, head: str | int = "mean"
 ) -> Tensor:
-    """Where one query looks in one layer: attention probabilities as a picture, (B, h, w).
+    """Return what one query attends to in one layer: attention probabilities of the patches, (B, h, w).
 
-    Shows which tokens are mixed in this layer alone. What a token holds has by then been mixed from
-    all patches, and how much a token's value weighs is not shown (Jain & Wallace 2019, arXiv:1902.10186).
+    It shows which tokens are mixed in this layer alone. By then a token holds information from all patches, and the
+    size of a token's value is not shown (Jain & Wallace 2019, arXiv:1902.10186).
 
     Args:
         probs_BANM: one layer's probabilities; (B, A, 1, M) where one query row was kept, with query None.
@@ -80,9 +80,9 @@ def attention_map(
 
 
 def pool_attention(model: ViT, pixels_BCHW: Tensor) -> Tensor:
-    """Where the learned query of an attention pool looks among the patches: (B, A, 1, P).
+    """Return what the learned query of an attention pool attends to among the patches: (B, A, 1, P).
 
-    As `attention_map`, it shows what is mixed in this one place: the patches' tokens hold other patches by then.
+    As `attention_map`, it shows what is mixed in this one place: by then a patch's token holds information from others.
 
     Raises:
         UsageError: the model has no attention pool.
@@ -92,14 +92,14 @@ def pool_attention(model: ViT, pixels_BCHW: Tensor) -> Tensor:
         raise UsageError("the model has no attention pool; SigLIP has one")
     found: list[Tensor] = []
 
-    def listen(own: Attend) -> Attend:
+    def observed(own: Attend) -> Attend:
         def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
             found.append(attention_probs(q, k, scale=scale))
             return own(q, k, v, scale=scale)
 
         return attend
 
-    with torch.no_grad(), attend_swapped(pool, listen):
+    with torch.no_grad(), attend_swapped(pool, observed):
         model(pixels_BCHW)
     return found[0]
 
@@ -114,27 +114,27 @@ def rollout(
     discard: float = 0.0,
     start_layer: int = 0,
 ) -> Tensor:
-    """Attention rollout: how much of each patch has reached the query after all layers, (B, h, w).
+    """Return attention rollout: the fraction of each patch in the query after all layers, (B, h, w).
 
     Abnar & Zuidema 2020 (arXiv:2005.00928), section 3: every layer is the matrix
     residual * I + (1 - residual) * attention with rows that sum to 1, and the layers are multiplied.
     Only the query's row is carried, from the last layer down, O(L N^2) instead of O(L N^3); the
-    product of whole matrices is `rollout_matrix`. Knows nothing of classes, values or MLPs.
+    product of whole matrices is `rollout_matrix`. It ignores classes, values and MLPs.
 
     Args:
         probs: probs_BANM of every layer, first to last; `trace.attention` is such a sequence.
-        query: as `query_weights`; or (B, N) weights of your own, such as where an attention pool looks.
-        residual: the share of a token that stays in place through the residual connection, 0 to 1.
+        query: as `query_weights`; or (B, N) weights of your own, such as what an attention pool attends to.
+        residual: the fraction of a token that stays in place through the residual connection, 0 to 1.
         fusion: "mean", "max" or "min" over the heads, or the number of one.
-        discard: the share of attention entries, the smallest of each picture and layer, that is set to
-            0 before the rows are normalised; what looks at a prefix token is never discarded. 0 to 1.
+        discard: the fraction of attention entries, the smallest of each image and layer, that is set to 0 before the
+            rows are normalised; attention to a prefix token is never discarded. 0 to 1.
         start_layer: the first layer that takes part.
 
     Returns:
         The query's row, prefix tokens cut off; with them it sums to 1.
 
     Raises:
-        UsageError: a share outside 0 to 1, or no such layer, head or token.
+        UsageError: a fraction outside 0 to 1, or no such layer, head or token.
     """
     if not 0 <= start_layer < len(probs):
         raise UsageError(f"start_layer is {start_layer}; there are layers 0 to {len(probs) - 1}")
@@ -154,7 +154,7 @@ def rollout_matrix(
     fusion: str | int = "mean",
     discard: float = 0.0,
 ) -> Tensor:
-    """Rollout as the paper writes it, the product of all layers' matrices: (B, N, N), rows sum to 1."""
+    """Return rollout as the paper writes it, the product of all layers' matrices: (B, N, N), rows sum to 1."""
     product_BNN = torch.eye(layout.count)
     for probs_BANM in probs:
         product_BNN = _mixing(probs_BANM, layout, residual, fusion, discard) @ product_BNN.to(probs_BANM)
@@ -165,7 +165,7 @@ def _mixing(probs_BANM: Tensor, layout: TokenLayout, residual: float, fusion: st
     """One layer of rollout: residual * I + (1 - residual) * attention, every row summing to 1."""
     _check_keys(probs_BANM, layout)
     if not (0 <= residual <= 1 and 0 <= discard <= 1):
-        raise UsageError(f"residual is {residual} and discard {discard}; both are shares, from 0 to 1")
+        raise UsageError(f"residual is {residual} and discard {discard}; both are fractions, from 0 to 1")
     if discard and not (residual or layout.prefix):
         raise UsageError("discard without a residual and without prefix tokens may leave a row with nothing")
     fused_BNN = fuse_heads(probs_BANM, fusion)
@@ -176,11 +176,11 @@ def _mixing(probs_BANM: Tensor, layout: TokenLayout, residual: float, fusion: st
     return mixed_BNN / mixed_BNN.sum(dim=-1, keepdim=True)
 
 
-def _discarded(fused_BNN: Tensor, layout: TokenLayout, share: float) -> Tensor:
-    """Every picture's matrix without its smallest entries, those that look at prefix tokens excepted."""
+def _discarded(fused_BNN: Tensor, layout: TokenLayout, fraction: float) -> Tensor:
+    """Every image's matrix without its smallest entries; attention to prefix tokens is kept."""
     # (B, N, N) -> (B, N * N)
     flat = fused_BNN.flatten(1)
-    smallest = flat.topk(int(flat.shape[1] * share), dim=1, largest=False).indices
+    smallest = flat.topk(int(flat.shape[1] * fraction), dim=1, largest=False).indices
     keep = torch.ones_like(flat, dtype=torch.bool).scatter(1, smallest, False).view_as(fused_BNN)
     keep[:, :, : layout.prefix] = True
     return fused_BNN * keep

@@ -1,4 +1,4 @@
-"""What tokens hold: likeness, length, principal components; and what positions and patch filters have learned."""
+"""Maps of tokens: similarity, L2 norm, principal components; and what positions and patch filters have learned."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minivit.study.maps.attention import Query, query_weights
 
 
 def similarity(tokens_BND: Tensor, layout: TokenLayout, *, query: Query | None = None) -> Tensor:
-    """Cosine of every patch's token with the query's: (B, h, w), from -1 to 1.
+    """Return the cosine of every patch's token with the query's: (B, h, w), from -1 to 1.
 
     Args:
         tokens_BND: of any step, for example "norm" or "blocks.5.resid_post".
@@ -22,23 +22,23 @@ def similarity(tokens_BND: Tensor, layout: TokenLayout, *, query: Query | None =
 
 
 def norms(tokens_BND: Tensor, layout: TokenLayout) -> Tensor:
-    """The length of every patch's token: (B, h, w).
+    """Return the L2 norm of every patch's token: (B, h, w).
 
-    On "resid_post" of late blocks a few tokens of plain background can be many times longer than the
-    rest: the artefacts that registers cure (Darcet et al. 2023, arXiv:2309.16588, section 2).
+    On "resid_post" of late blocks a few tokens of plain background can have many times the norm of the others: the
+    artefacts that registers cure (Darcet et al. 2023, arXiv:2309.16588, section 2).
     """
     return layout.to_grid(tokens_BND.norm(dim=-1))
 
 
 def pca(tokens_BND: Tensor, layout: TokenLayout, *, components: int = 3, joint: bool = False) -> Tensor:
-    """Patches along the principal components of their tokens: (B, h, w, components); three make an RGB picture.
+    """Return patches along the principal components of their tokens: (B, h, w, components); three make an RGB image.
 
-    As in the figures of DINOv2 (Oquab et al. 2023, arXiv:2304.07193, figure 1), without its foreground threshold.
-    The components are directions of greatest variance, centred; a component's sign has no meaning and
-    is chosen so that its entry of greatest magnitude is positive.
+    As in the figures of DINOv2 (Oquab et al. 2023, arXiv:2304.07193, figure 1), without its foreground threshold. The
+    components are the directions of largest variance, centred. The sign of a component is arbitrary; its entry of
+    largest magnitude is made positive.
 
     Args:
-        joint: components of all pictures together, so that colours mean the same in each; else each has its own.
+        joint: components of all images together, so that colours mean the same in each; else each has its own.
 
     Raises:
         UsageError: more components than patches or than the width.
@@ -56,7 +56,7 @@ def pca(tokens_BND: Tensor, layout: TokenLayout, *, components: int = 3, joint: 
 
 
 def position_similarity(pos_embed_1ND: Tensor, layout: TokenLayout) -> Tensor:
-    """Cosine of every patch's position embedding with every other's: (h, w, h, w).
+    """Return the cosine of every patch's position embedding with every other's: (h, w, h, w).
 
     Dosovitskiy et al. 2021 (arXiv:2010.11929), figure 7, centre. `[r, c]` is the map of the patch in row r, column c.
 
@@ -69,7 +69,7 @@ def position_similarity(pos_embed_1ND: Tensor, layout: TokenLayout) -> Tensor:
 
 
 def patch_filters(weight_DCHW: Tensor, *, components: int = 28) -> Tensor:
-    """Principal components of the patch embedding's filters: (components, C, patch, patch), each of length 1.
+    """Return principal components of the patch embedding's filters: (components, C, patch, patch), each of L2 norm 1.
 
     Dosovitskiy et al. 2021 (arXiv:2010.11929), figure 7, left. Centred over the D filters.
 
@@ -87,9 +87,9 @@ def patch_filters(weight_DCHW: Tensor, *, components: int = 28) -> Tensor:
 
 
 def principal(x: Tensor, components: int) -> tuple[Tensor, Tensor]:
-    """Principal components of centred rows: (B, R, D) -> scores (B, R, components), directions (B, components, D).
+    """Return principal components of centred rows (B, R, D): scores (B, R, components), directions (B, components, D).
 
-    Directions have length 1 and stand in the order of falling variance, signs as `pca` says.
+    Directions have L2 norm 1 and are in the order of falling variance, signs as in `pca`.
 
     Raises:
         UsageError: more components than rows or columns.

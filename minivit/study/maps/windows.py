@@ -1,4 +1,4 @@
-"""Where the tokens of a Swin look: the attention of every window, and stitched to the picture."""
+"""The attention of a Swin: of every window, and stitched to the image."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from minivit.study.tracing import attend_swapped
 class WindowProbs(NamedTuple):
     """The attention of one block, window by window."""
 
-    probs: Tensor  # (B, W, A, N, N): who looks at whom in each of W windows of N tokens, rows summing to 1
-    windows: Windows  # how the block cut its grid
+    probs: Tensor  # (B, W, A, N, N): attention in each of W windows of N tokens, rows sum to 1
+    windows: Windows  # how the block cuts its grid
 
 
 def window_attention(model: Swin, pixels_BCHW: Tensor, layer: int) -> WindowProbs:
-    """The attention probabilities of a block, bias and mask included, recomputed from the q and k its kernel received.
+    """Return the attention probabilities of a block, bias and mask included, from the q and k that its kernel received.
 
     Args:
         layer: the number of the block, counted through all stages.
@@ -38,21 +38,21 @@ def window_attention(model: Swin, pixels_BCHW: Tensor, layer: int) -> WindowProb
     if not 0 <= layer < model.config.depth:
         raise UsageError(f"layer {layer}: there are layers 0 to {model.config.depth - 1}")
     found: list[WindowProbs] = []
-    hear_windows(model, pixels_BCHW, [layer], lambda _, probs: found.append(probs))
+    observe_windows(model, pixels_BCHW, [layer], lambda _, probs: found.append(probs))
     return found[0]
 
 
 @torch.no_grad()
-def hear_windows(
-    model: Swin, pixels_BCHW: Tensor, layers: Iterable[int], hear: Callable[[int, WindowProbs], None]
+def observe_windows(
+    model: Swin, pixels_BCHW: Tensor, layers: Iterable[int], observe: Callable[[int, WindowProbs], None]
 ) -> None:
-    """One forward, in which `hear(layer, its attention)` is called where each of these blocks attends."""
+    """Run one forward pass that calls `observe(layer, its attention)` in each of these blocks."""
     seen: dict[int, Windows] = {}
 
-    def listen(layer: int, own: BiasedAttend) -> BiasedAttend:
+    def observed(layer: int, own: BiasedAttend) -> BiasedAttend:
         def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor) -> Tensor:
             probs_VANN = attention_probs(q, k, scale=scale, bias=bias)
-            hear(layer, WindowProbs(probs_VANN.unflatten(0, (len(pixels_BCHW), -1)), seen[layer]))
+            observe(layer, WindowProbs(probs_VANN.unflatten(0, (len(pixels_BCHW), -1)), seen[layer]))
             return own(q, k, v, scale=scale, bias=bias)
 
         return attend
@@ -62,19 +62,19 @@ def hear_windows(
             attn = model.blocks[layer].attn
             see = attn.register_forward_pre_hook(lambda module, args, layer=layer: seen.update({layer: args[1]}))
             stack.callback(see.remove)
-            stack.enter_context(attend_swapped(attn, partial(listen, layer)))  # type: ignore[arg-type]
+            stack.enter_context(attend_swapped(attn, partial(observed, layer)))  # type: ignore[arg-type]
         model(pixels_BCHW)
 
 
 def window_map(found: WindowProbs, *, query: tuple[int, int] | None = None, head: str | int = "mean") -> Tensor:
-    """Attention of one block as a picture of its grid: (B, h, w).
+    """Return the attention of one block on its grid: (B, h, w).
 
-    Shows one layer's windows alone: a window knows nothing of its neighbours, so that values are compared inside
-    of a window, and borders between windows are the model's, not the picture's.
+    It shows the windows of one layer. Attention stays inside a window: compare values inside a window only; borders
+    between windows come from the model, not from the image.
 
     Args:
-        query: (row, column) of a token: where it looks, 0 outside of its window. None: how much each token
-            is looked at, on average over the tokens of its window.
+        query: (row, column) of a token: what it attends to, 0 outside its window. None: the attention that each token
+            receives, mean over the tokens of its window.
         head: "mean", "max" or "min" over the heads, or the number of one.
 
     Raises:
@@ -90,7 +90,7 @@ def window_map(found: WindowProbs, *, query: tuple[int, int] | None = None, head
         row, column = query
         if not (0 <= row < rows and 0 <= column < columns):
             raise UsageError(f"no token in row {row}, column {column}: this layer has {rows} rows of {columns}")
-        # Every token's number, from 1, cut as the picture was; 0 is padding.
+        # Every token's number, from 1, cut as the image was; 0 is padding.
         numbers = torch.arange(1.0, rows * columns + 1)[None, :, None]
         window, place = (windows.cut(numbers)[:, :, 0] == row * columns + column + 1).nonzero()[0].tolist()
         fused_BWNN = fused_VNN.unflatten(0, (batch, -1))
