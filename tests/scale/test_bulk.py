@@ -23,11 +23,12 @@ import minivit
 from minivit.cli import main
 from minivit.cli.shared.inputs import find_pictures, natural
 from minivit.errors import ImageError, UsageError
-from minivit.inference import embeddings as stores
-from minivit.inference.embeddings import Store, nearest, open_store
-from minivit.inference.jsonl import Journal
+from minivit.inference import embeddings
+from minivit.inference.embeddings import EmbeddingFile, open_embeddings
+from minivit.inference.jsonl import JsonlLog
 from minivit.inference.predict import image_spec_of
-from minivit.inference.prefetch import Item, answer_all, read_ahead
+from minivit.inference.prefetch import Input, read_ahead, run_batches
+from minivit.inference.search import nearest
 
 SUFFIXES = (".jsonl", ".npy", ".safetensors", ".parquet")
 
@@ -130,7 +131,7 @@ def test_pixels_are_those_of_preprocess_and_a_bad_picture_leaves_its_place_black
         return range(len(pixels_BCHW))
 
     like = torch.empty(0)
-    answers = list(answer_all(map(Item, paths), answer, spec, like=like, batch_size=4))
+    answers = list(run_batches(map(Input, paths), answer, spec, like=like, batch_size=4))
     assert [len(pixels) for pixels in seen] == [4, 4, 2]
     black = minivit.preprocess(Image.new("RGB", (30, 20)), spec)
     expected = [black if i in (3, 6) else minivit.preprocess(path, spec) for i, path in enumerate(paths)]
@@ -147,7 +148,9 @@ def test_a_resize_in_float32_is_the_one_of_preprocess(folder):
     paths = [str(folder / f"{i}.png") for i in (0, 1, 2)]
     seen = []
     list(
-        answer_all(map(Item, paths), lambda x: seen.append(x) or range(len(x)), spec, like=torch.empty(0), batch_size=3)
+        run_batches(
+            map(Input, paths), lambda x: seen.append(x) or range(len(x)), spec, like=torch.empty(0), batch_size=3
+        )
     )
     assert torch.equal(seen[0], torch.stack([minivit.preprocess(path, spec) for path in paths]))
 
@@ -310,7 +313,7 @@ def test_a_run_killed_at_random_points_and_resumed_equals_one_that_was_not(capsy
         store = tmp_path / "again.npy"
         keep = pytest.MonkeyPatch()
         keep.setattr("minivit.inference.embeddings.shutil.rmtree", lambda path: None)
-        keep.setattr("minivit.inference.embeddings.StoreWriter.finish", lambda self, total: self.journal.finish(total))
+        keep.setattr("minivit.inference.embeddings.EmbeddingWriter.finish", lambda self, total: self.log.finish(total))
         run(capsys, "embed", str(folder), "-m", model, "-o", str(store), "-b", "8", "--device", "cpu")
         keep.undo()
         whole = Path(f"{store}.partial") / "records.jsonl"
@@ -326,7 +329,7 @@ def test_a_run_killed_at_random_points_and_resumed_equals_one_that_was_not(capsy
             partial.mkdir()
             (partial / "records.jsonl").write_bytes(lines[:cut])
             rows = lines[:cut].count(b"\n") + (cut < len(lines))  # the row is written before its line
-            (partial / "vectors.npy").write_bytes(vectors[: 256 + rows * 91 * 4])
+            (partial / "vectors.npy").write_bytes(vectors[: len(vectors) - (40 - rows) * 91 * 4])
         else:
             out.write_bytes(lines[:cut])
         verb = "classify" if name.startswith("labels") else "embed"
@@ -350,7 +353,7 @@ def test_a_kill_while_a_store_is_finished_loses_nothing(capsys, model, folder, t
     out = tmp_path / f"vectors{suffix}"
     calls = []
     with monkeypatch.context() as patch:
-        replace, rmtree = Path.replace, stores.shutil.rmtree
+        replace, rmtree = Path.replace, embeddings.shutil.rmtree
 
         def replace_or_not(self, target):
             calls.append(target)
@@ -364,11 +367,11 @@ def test_a_kill_while_a_store_is_finished_loses_nothing(capsys, model, folder, t
             raise Killed
 
         patch.setattr(Path, "replace", replace_or_not)
-        patch.setattr(stores.shutil, "rmtree", rmtree_or_not)
+        patch.setattr(embeddings.shutil, "rmtree", rmtree_or_not)
         with pytest.raises(Killed):
             whole_run(capsys, model, folder, out)
     assert calls
-    assert stores.shutil.rmtree is rmtree
+    assert embeddings.shutil.rmtree is rmtree
     assert whole_run(capsys, model, folder, out, "--resume") == expected
     assert not Path(f"{out}.partial").exists()
     if suffix == ".npy":
@@ -380,14 +383,14 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(capsys, model, folder, tmp
     out = tmp_path / f"vectors{suffix}"
     expected = whole_run(capsys, model, folder, tmp_path / f"whole{suffix}")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    finish = Journal.finish
+    finish = JsonlLog.finish
 
     def finish_and_fill(self, total):
         finish(self, total)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "finish", finish_and_fill)
+        patch.setattr(JsonlLog, "finish", finish_and_fill)
         try:
             code, _, err = run(capsys, "embed", str(folder), "-m", model, "-o", str(out), "-b", "8", "--device", "cpu")
         finally:
@@ -401,7 +404,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(capsys, model, folder, tmp
 def test_a_store_of_another_run_is_refused_before_anything_is_cut_off(capsys, model, folder, tmp_path, monkeypatch):
     out = tmp_path / "vectors.npy"
     with monkeypatch.context() as patch:
-        patch.setattr(stores.StoreWriter, "finish", lambda self, total: None)
+        patch.setattr(embeddings.EmbeddingWriter, "finish", lambda self, total: None)
         run(
             *(capsys, "embed", str(folder), "-m", model, "-o", str(out), "-b", "8", "--device", "cpu"),
             *("--pool", "cls+mean"),
@@ -461,7 +464,7 @@ def test_a_changed_picture_is_answered_anew_and_other_inputs_are_refused(capsys,
         assert out.read_bytes() == after, "nothing of what is there is thrown away"
     code, _, err = run(capsys, "classify", str(folder), "-m", model, "-o", str(out))
     assert code == 2
-    assert "is there already" in err
+    assert "already exists" in err
 
 
 def test_what_is_not_ours_is_left_as_it_is(capsys, model, folder, tmp_path):
@@ -583,14 +586,14 @@ def test_a_stream_that_is_closed_is_no_file_of_ours(model, tmp_path, closed, cod
 def test_an_output_folder_that_vanishes_is_noticed(capsys, model, folder, tmp_path, monkeypatch, name):
     home = tmp_path / "home"
     home.mkdir()
-    put = Journal.put
+    put = JsonlLog.write
 
     def put_and_lose(self, index, item):
         put(self, index, item)
         if index == 5:
             home.rename(tmp_path / "elsewhere")
 
-    monkeypatch.setattr(Journal, "put", put_and_lose)
+    monkeypatch.setattr(JsonlLog, "write", put_and_lose)
     verb = "classify" if name.startswith("labels") else "embed"
     code, _, err = run(capsys, verb, str(folder), "-m", model, "-o", str(home / name))
     assert code == 1
@@ -659,7 +662,7 @@ def test_the_bar_is_for_terminals(model, folder, tmp_path):
         assert process.wait(240) == 3
         shown[options] = text.decode()
     assert "400" in shown[()], shown
-    assert "pictures/s" in shown[()]
+    assert "images/s" in shown[()]
     assert shown[("--no-progress",)] == ""
 
 
@@ -671,7 +674,7 @@ def test_the_bar_is_for_terminals(model, folder, tmp_path):
 def test_every_file_holds_the_vectors_with_paths_and_origin(capsys, model, folder, tmp_path, suffix, pool):
     out = tmp_path / f"vectors{suffix}"
     whole_run(capsys, model, folder, out, "--pool", pool, "--layer", "1", "--norm", "l2", "--no-fast")
-    store = open_store(out)
+    store = open_embeddings(out)
     made = store.constant["run"]
     assert (store.constant["model"], made["pool"], made["layer"], made["norm"]) == (model, pool, 1, "l2")
     assert made["preprocessing"]["resize"] == [24, 40]
@@ -777,5 +780,5 @@ def test_of_equal_vectors_the_first_are_found():
     vectors = torch.tensor([3.0, 4.0]).expand(5000, 2).clone()
     vectors[7] *= -1
     records = [{"path": str(i)} for i in range(5000)]
-    found = nearest(torch.tensor([6.0, 8.0]), Store({}, iter([(records, vectors)])), 9)
-    assert [record["path"] for _, record in found] == [*"0123456", "8", "9"]
+    found = nearest(torch.tensor([6.0, 8.0]), EmbeddingFile({}, iter([(records, vectors)])), 9)
+    assert [match.path for match in found] == [*"0123456", "8", "9"]
