@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minivit.errors import ImageError, UsageError
-from minivit.images.decode import Picture
+from minivit.images.decode import ImageInput
 from minivit.inference.jsonl import Known, utf8
 from minivit.inference.predict import image_spec_of
 from minivit.inference.prefetch import Input, Result, run_batches
@@ -20,7 +20,7 @@ from minivit.inference.records import record
 from minivit.model.capabilities import ImageModel
 from minivit.model.clip import CLIP
 
-NamedImage = tuple[str, "Picture | ImageError"]  # the path of the record, and what to read; or why it cannot be read
+NamedImage = tuple[str, "ImageInput | ImageError"]  # the path of the record, and what to read; or why it cannot be read
 
 
 class RecordWriter(Protocol):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minivit.errors import CheckpointError, ImageError, UsageError
-from minivit.images.decode import Picture
+from minivit.images.decode import ImageInput
 from minivit.images.spec import ImageSpec
 from minivit.inference.predictions import Prediction
 from minivit.inference.predictions import top_k as best
@@ -27,19 +27,19 @@ POOLS = ("cls", "mean", "cls+mean", "pooler", "projection", "tokens")
 class Classified:
     """The outcome for one image: `top`, or the `error` that replaces it."""
 
-    image: Picture  # as it was given
+    image: ImageInput  # as it was given
     top: list[Prediction] = field(default_factory=list)
     error: ImageError | None = None
     warnings: list[str] = field(default_factory=list)  # what was done to convert the image to RGB
 
     @property
-    def picture(self) -> Picture:
+    def picture(self) -> ImageInput:
         """The former name of `image`."""
         return self.image
 
 
 def iter_classify(
-    images: Iterable[Picture],
+    images: Iterable[ImageInput],
     *,
     model: Model | str | os.PathLike[str],
     top_k: int = 5,
@@ -65,7 +65,7 @@ def iter_classify(
 
 
 def classify(
-    images: Picture | Iterable[Picture], *, model: Model | str | os.PathLike[str], top_k: int = 5
+    images: ImageInput | Iterable[ImageInput], *, model: Model | str | os.PathLike[str], top_k: int = 5
 ) -> list[list[Prediction]]:
     """Return the `top_k` most likely classes of every image.
 
@@ -81,7 +81,7 @@ def classify(
 
 
 def embed(
-    images: Picture | Iterable[Picture],
+    images: ImageInput | Iterable[ImageInput],
     *,
     model: Model | str | os.PathLike[str],
     pool: str = "cls",
@@ -205,7 +205,7 @@ def embedding_shape(model: ImageModel, pool: str) -> tuple[int, ...]:
 
 
 def _results(
-    images: Iterable[Picture], model: ImageModel, predict: Callable, batch_size: int, readers: int | None
+    images: Iterable[ImageInput], model: ImageModel, predict: Callable, batch_size: int, readers: int | None
 ) -> Iterator[Result]:
     like = model.patch_embed.weight
     return run_batches(
@@ -213,7 +213,7 @@ def _results(
     )
 
 
-def _several(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
+def _several(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
     """Return one image or many as many. A string is a path; a file object and a PIL image are one image."""
     one = isinstance(images, (str, os.PathLike)) or hasattr(images, "read") or hasattr(images, "getexif")
     return [images] if one else images  # type: ignore[list-item, return-value]

@@ -19,12 +19,9 @@ import torch
 from torch import Tensor
 
 from minivit.errors import ImageError
-from minivit.images.decode import Picture as ImageSource
-from minivit.images.decode import open_image
+from minivit.images.decode import ImageInput, open_image
 from minivit.images.preprocess import levels_from_image, normalize, pixels_from_image, resize_and_crop
 from minivit.images.spec import ImageSpec
-
-UNNAMED = "the image"  # how errors name an image that is not a file
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -33,7 +30,7 @@ B = TypeVar("B")
 class Input(NamedTuple):
     """An image to predict, or the reason why there is none; and what an earlier run knows of it."""
 
-    image: ImageSource | ImageError
+    image: ImageInput | ImageError
     sha256: str | None = None  # of the bytes that an earlier run predicted
 
 
@@ -41,7 +38,7 @@ class Input(NamedTuple):
 class Result:
     """The outcome for one image: its `value`, or the `error` that replaces it."""
 
-    image: ImageSource | ImageError  # as it was given
+    image: ImageInput | ImageError  # as it was given
     value: Any = None  # what `predict` returned for this image
     error: ImageError | None = None
     warnings: list[str] = field(default_factory=list)  # what was done to convert the image to RGB
@@ -178,7 +175,7 @@ def _load(given: Input, spec: ImageSpec, hashing: bool) -> _Loaded:
     return one
 
 
-def _prepare(source: ImageSource | ImageError, spec: ImageSpec, name: str, warnings: list[str]) -> Tensor:
+def _prepare(source: ImageInput | ImageError, spec: ImageSpec, name: str, warnings: list[str]) -> Tensor:
     """Return the image at the size of `spec`; `_pixels` does the arithmetic for a whole batch. Raises ImageError."""
     if isinstance(source, ImageError):
         raise source
@@ -194,7 +191,7 @@ def _pixels(prepared: Tensor, spec: ImageSpec, like: Tensor) -> Tensor:
     return (normalize(prepared, spec) if prepared.dtype == torch.uint8 else prepared).to(like)
 
 
-def _hashed(image: ImageSource | ImageError, opened: ExitStack) -> tuple[ImageSource | ImageError, str | None]:
+def _hashed(image: ImageInput | ImageError, opened: ExitStack) -> tuple[ImageInput | ImageError, str | None]:
     """Return the image, opened if it was a path, and the sha256 of its bytes, or None when it has none."""
     file: Any = image
     try:
@@ -213,11 +210,11 @@ def _hashed(image: ImageSource | ImageError, opened: ExitStack) -> tuple[ImageSo
     return file, digest.hexdigest()
 
 
-def _name(image: ImageSource | ImageError) -> str:
-    return str(image) if isinstance(image, (str, os.PathLike)) else UNNAMED
+def _name(image: ImageInput | ImageError) -> str:
+    return str(image) if isinstance(image, (str, os.PathLike)) else ImageError.UNNAMED
 
 
-def _refuse_pipes(image: ImageSource | ImageError) -> None:
+def _refuse_pipes(image: ImageInput | ImageError) -> None:
     """A pipe or a device ."""
     if isinstance(image, (str, os.PathLike)):
         try:

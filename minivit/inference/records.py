@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from minivit.images.spec import ImageSpec
-from minivit.inference.prefetch import UNNAMED, Result
+from minivit.inference.prefetch import Result
 from minivit.model.capabilities import ImageModel
 
 SCHEMA = 1  # of the records; a field is only ever added under the same number
@@ -25,8 +25,7 @@ def record(path: str, result: Result, constant: dict[str, Any]) -> dict[str, Any
         constant: the fields that every record of a run shares, from `constants`.
     """
     if result.error:
-        # Standard input has no file name that the message could use.
-        message = str(result.error).replace(f"{UNNAMED}:", f"{path}:", 1)
+        message = str(result.error.named(path))
         outcome: dict[str, Any] = {"error": {"code": result.error.code, "message": message}}
     elif isinstance(result.value, torch.Tensor):
         outcome = {"embedding": result.value}
@@ -38,7 +37,7 @@ def record(path: str, result: Result, constant: dict[str, Any]) -> dict[str, Any
 
 
 def constants(model: ImageModel, **run: Any) -> dict[str, Any]:
-    """Return the fields that every record of a run shares: model, revision, device and, if given, the settings `run`."""
+    """Return the fields that all records of a run share: model, revision, device and, if given, the settings `run`."""
     device = str(model.patch_embed.weight.device)
     shared: dict[str, Any] = {"model": model.name, "revision": model.revision, "device": device}
     return {**shared, "run": {**run, "weights": fingerprint(model)}} if run else shared

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minivit.errors import UsageError
-from minivit.images.decode import IMAGE_SUFFIXES, Picture
+from minivit.images.decode import IMAGE_SUFFIXES, ImageInput
 from minivit.inference.embeddings import EmbeddingFile, open_embeddings
 from minivit.inference.predict import embed
 from minivit.inference.records import fingerprint
@@ -40,7 +40,7 @@ class Similar:
 
 
 def similar(
-    query: Picture,
+    query: ImageInput,
     file: str | os.PathLike[str],
     *,
     k: int = 5,

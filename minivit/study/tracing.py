@@ -18,7 +18,7 @@ from minivit.model.capabilities import require_vit
 from minivit.model.config import TokenLayout
 from minivit.model.vit import ViT
 from minivit.study.selectors import Wanted, read_keep, read_limit
-from minivit.weights.tensorfile import save_file
+from minivit.weights.shards import save_file
 
 Keep = str | list[str] | tuple[str, ...]
 

@@ -56,7 +56,7 @@ def _affine(image: Image.Image, *matrix: float) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GREY)
 
 
-# The operations of RandAugment: name -> (image, strength in [-1, 1]) -> image, each bounded so that images stay legible.
+# RandAugment: name -> (image, strength in [-1, 1]) -> image, each bounded so that images stay legible.
 OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "identity": lambda image, s: image,
     "autocontrast": lambda image, s: ImageOps.autocontrast(image),

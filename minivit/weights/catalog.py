@@ -1,4 +1,4 @@
-"""Published checkpoints a person may want: data only, shown by `minivit models`."""
+"""Published checkpoints, shown by `minivit models`: data only."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One checkpoint, or one row of sizes that differ in their id alone."""
+    """One published checkpoint."""
 
     family: str
     id: str  # what minivit.load takes
     size: str  # of config.SIZES and the patch in pixels; "-" for a size of its own
-    image_size: int  # pixels along each side, as it is preprocessed
+    image_size: int  # height and width after preprocessing, in pixels
     licence: str
     top1: float | None  # percent on ImageNet-1k, as published
-    source: str  # of that number, or what the checkpoint is for
+    source: str  # of top1, or the use of the checkpoint
 
 
 _TIMM = "timm results-imagenet.csv"

@@ -16,7 +16,6 @@ import minivit
 from minivit import study
 from minivit.cli import main
 from minivit.images.preprocess import preprocess
-from minivit.images.spec import ImageSpec
 
 
 @pytest.fixture(scope="module")
@@ -307,18 +306,8 @@ def test_preprocess_warns_of_all_it_does(folder, tmp_path, capsys):
         assert words in text, words
 
 
-def test_warnings_of_a_crop():
-    from minivit.cli.look.preprocess import warnings
-
-    found = warnings((400, 200), ImageSpec(resize=50, crop=(40, 40)))
-    assert found == ["borders lost: left 120, right 120, top 20, bottom 20 pixels, 68% of the picture"]
-    padded = warnings((30, 20), ImageSpec(resize=None, crop=(40, 40)))
-    assert padded == ["padded with black: left 5, right 5, top 10, bottom 10 pixels of the picture's own size"]
-    assert warnings((224, 224), ImageSpec(resize=(224, 224))) == []
-
-
 def test_where_each_value_of_a_spec_was_read():
-    from minivit.weights.convert import read_image_spec
+    from minivit.weights.preprocessing import read_image_spec
 
     given = {"size": 24, "do_normalize": False, "do_center_crop": True, "crop_size": {"height": 20, "width": 16}}
     source = read_image_spec(given, "model").source

@@ -1,4 +1,4 @@
-"""minivit info: what a model is, from its files alone."""
+"""minivit info: describe a model from its files alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GATED = {"plain": "", "swiglu": "gated, "}
 
 
 def text(facts: dict[str, Any]) -> str:
-    """The facts as a table for people."""
+    """Return the facts as a table."""
     if "windowing" in facts["config"]:
         return swin_text(facts)
     both = facts["config"] if "image" in facts["config"] else None
@@ -52,17 +52,17 @@ def text(facts: dict[str, Any]) -> str:
     rows = {
         "architecture": blocks(c),
         "image": f"{c['image_size'][0]} x {c['image_size'][1]} pixels in patches of {c['patch_size']}"
-        + (", other sizes welcome" if c["any_size"] else ""),
+        + (", variable input size" if c["any_size"] else ""),
         "tokens": f"{tokens['count']} = {tokens['prefix']} prefix + {tokens['grid'][0]} x {tokens['grid'][1]} patches",
         "head": f"{head}, on the {pooled}",
         **({"text tower": text_tower(both)} if both else {}),
-        "labels": named if c["classes"] else "texts, as you give them" if both else "no head",
+        "labels": named if c["classes"] else "texts, as given" if both else "no head",
     }
     return facts_table(facts, rows)
 
 
 def facts_table(facts: dict[str, Any], rows: dict[str, str]) -> str:
-    """Rows about an architecture, and those every model has."""
+    """Return the rows about an architecture, and those of every model."""
     weights = facts["weights"]
     rows = {
         **rows,
@@ -75,7 +75,7 @@ def facts_table(facts: dict[str, Any], rows: dict[str, str]) -> str:
 
 
 def swin_text(facts: dict[str, Any]) -> str:
-    """The facts of a Swin as a table for people."""
+    """Return the facts of a Swin as a table."""
     c, labels, tokens = facts["config"], facts["labels"], facts["tokens"]
     named = f"{len(labels)}: {labels[0]} ... {labels[-1]}" if labels else "none named"
 
@@ -89,7 +89,7 @@ def swin_text(facts: dict[str, Any]) -> str:
             f"{each(c['heads'])} heads, MLP x {c['mlp_ratio']:g} ({c['activation']}), LayerNorm eps {c['eps']:g}",
             "windows": f"{each(c['window'])} patches along each side, shifted by half in every other block",
             "image": f"{c['image_size'][0]} x {c['image_size'][1]} pixels in patches of {c['patch_size']}"
-            + (", other sizes welcome" if c["any_size"] else ""),
+            + (", variable input size" if c["any_size"] else ""),
             "tokens": f"{tokens['count']} = {tokens['grid'][0]} x {tokens['grid'][1]} in the last stage",
             "head": f"{c['classes']} classes, on the mean of the tokens" if c["classes"] else "none",
             "labels": named if c["classes"] else "no head",
@@ -98,7 +98,7 @@ def swin_text(facts: dict[str, Any]) -> str:
 
 
 def blocks(c: dict[str, Any]) -> str:
-    """The blocks of a tower, in a line."""
+    """Return the blocks of a tower in a line."""
     return (
         f"{c['depth']} blocks of width {c['width']}, {c['heads']} heads of {c['width'] // c['heads']}, "
         f"MLP {c['mlp_width']} ({GATED[c.get('mlp', 'plain')]}{c['activation']}), LayerNorm eps {c['eps']:g}"
@@ -106,10 +106,10 @@ def blocks(c: dict[str, Any]) -> str:
 
 
 def text_tower(both: dict[str, Any]) -> str:
-    """The text tower of two, and how both meet."""
+    """Return the text tower in a line, and the space it shares with the image tower."""
     c = both["text"]
-    seen = "causal" if c["causal"] else "every token sees all"
+    attention = "causal" if c["causal"] else "every token attends to all"
     return (
-        f"{blocks(c)}; {c['vocabulary']:,} ids, {c['context']} tokens, {seen}; meets pictures in {c['projection']} "
-        f"numbers, {both['score']}"
+        f"{blocks(c)}; {c['vocabulary']:,} ids, {c['context']} tokens, {attention}; "
+        f"joined with images in {c['projection']} numbers, {both['score']}"
     )

@@ -35,8 +35,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from minivit.cli.look.preprocess import as_seen, warnings
-    from minivit.images.preprocess import seen_box
+    from minivit.images.describe import size_warnings
+    from minivit.images.preprocess import image_from_pixels, seen_box
     from minivit.study import explore
     from minivit.viz import explorer
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     page = explorer(
         explore(model, pixels_BCHW, top_k=args.top_k),
         photo,
-        as_seen(pixels_BCHW[0].float().cpu(), spec),
+        image_from_pixels(pixels_BCHW[0].float(), spec),
         box=seen_box(photo.size, spec, patch=model.config.patch_size),
         labels=model.labels,
         maps=args.maps,
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         model=printable(str(model.name)),
         revision=model.revision,
         preprocessing=str(spec),
-        notes=notes + warnings(photo.size, spec),
+        notes=notes + size_warnings(photo.size, spec),
     )
     data = page.encode()
     with writing(args.out):

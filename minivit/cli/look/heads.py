@@ -94,7 +94,7 @@ def readable(model: ImageModel, args: argparse.Namespace, failures: list[str]) -
             yield preprocess(picture, spec)
         except ImageError as error:
             failures.append(name)
-            say(printable(str(error).replace("the picture:", f"{name}:", 1)))
+            say(printable(str(error.named(name))))
 
 
 def kinds(model: ImageModel) -> list[str]:

@@ -35,7 +35,6 @@ from minivit.errors import ImageError, UsageError
     ],
 )
 def run(args: argparse.Namespace) -> int:
-    from minivit.inference.prefetch import UNNAMED
     from minivit.inference.search import similar
 
     if args.offline:
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         found = similar(query, args.store, k=args.top_k, model=args.model, family=args.family, device=device)
     except ImageError as error:
-        raise ImageError(error.code, str(error).replace(f"{UNNAMED}:", "-:", 1)) from None
+        raise error.named("-") from None
     if found.is_text:
         say(f"no file is called {printable(args.query)!r}: taken as a text")
     out = Output()

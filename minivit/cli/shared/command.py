@@ -32,10 +32,12 @@ class Command:
     options: Sequence[Options]  # in the order of its own help
     function: Callable[[argparse.Namespace], int]  # runs it and returns the exit code
     epilog: str | None = None  # the last paragraph of its own help
+    usage: str | None = None  # instead of the one that argparse writes
 
     def add_parser(self, commands: Any) -> None:
         """Add this command to the subparsers of argparse."""
-        parser = commands.add_parser(self.name, help=self.help, description=self.description, epilog=self.epilog)
+        texts = {"help": self.help, "description": self.description, "epilog": self.epilog, "usage": self.usage}
+        parser = commands.add_parser(self.name, **texts)
         for add in self.options:
             add(parser)
         parser.set_defaults(run=self)
