@@ -25,7 +25,7 @@ class Checkpointer:
 
     def __init__(self, out: str | Path, state: TrainingState, recipe: Recipe, images: int, *, writes: bool = True):
         self.out, self.state, self.writes = Path(out), state, writes
-        self.run = {"recipe": asdict(recipe), "config": asdict(state.model.config), "pictures": images}
+        self.run: dict[str, Any] = {"recipe": asdict(recipe), "config": asdict(state.model.config), "pictures": images}
 
     @property
     def metrics(self) -> Path:

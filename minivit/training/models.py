@@ -23,10 +23,10 @@ def new_model(
     *,
     preset: str | None = None,
     image_size: int = 32,
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5),
-    std: tuple[float, ...] = (0.5, 0.5, 0.5),
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5),
     attend: Attend = attend_sdpa,
-    **sizes: int,
+    **sizes: Any,
 ) -> ViT:
     """Return a ViT with random weights, with one output per class, and with preprocessing to square images.
 
@@ -43,7 +43,7 @@ def new_model(
     shape: Any = {"image_size": side, "classes": len(classes)}
     config = ViTConfig.preset(preset, **shape) if preset else ViTConfig(**shape, **sizes)
     model = ViT(config, attend=attend)
-    model.image_spec = ImageSpec(resize=side, resample="bicubic", mean=tuple(mean), std=tuple(std))  # type: ignore[arg-type]
+    model.image_spec = ImageSpec(resize=side, resample="bicubic", mean=mean, std=std)
     model.labels = dict(enumerate(classes))
     return model
 

@@ -20,11 +20,12 @@ from helpers.command import run
 from PIL import Image
 
 import minivit
+from minivit import inference
 from minivit.cli import main
 from minivit.cli.shared.inputs import find_pictures, natural
 from minivit.errors import ImageError, UsageError
 from minivit.inference import embeddings
-from minivit.inference.embeddings import EmbeddingFile, open_embeddings
+from minivit.inference.embeddings import EmbeddingFile, EmbeddingWriter, open_embeddings
 from minivit.inference.jsonl import JsonlLog
 from minivit.inference.predict import image_spec_of
 from minivit.inference.prefetch import Input, read_ahead, run_batches
@@ -782,3 +783,70 @@ def test_of_equal_vectors_the_first_are_found():
     records = [{"path": str(i)} for i in range(5000)]
     found = nearest(torch.tensor([6.0, 8.0]), EmbeddingFile({}, iter([(records, vectors)])), 9)
     assert [match.path for match in found] == [*"0123456", "8", "9"]
+
+
+# --- the same from Python ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_one_call_that_returns_its_counts(model, folder, tmp_path):
+    """40 images, two of them unreadable; a second run keeps every record, whose paths and bytes are the same."""
+    loaded = minivit.load(model)
+    images = [(path.name, path) for path in sorted(folder.iterdir(), key=lambda path: natural(path.name))]
+    settings = inference.constants(loaded, batch_size=8)
+    done = []
+    for resume, kept in ((False, 0), (True, 40)):
+        log = JsonlLog(tmp_path / "labels.jsonl", settings, resume=resume)
+        predict = inference.classifier(loaded, 2)
+        summary = inference.write_predictions(images, loaded, predict, log, settings, batch_size=8, report=done.append)
+        assert summary == inference.Summary(records=40, failed=2, kept=kept)
+    assert done == [*range(1, 41)] * 2
+    assert [len(one["top"]) for one in records(tmp_path / "labels.jsonl") if "top" in one] == [2] * 38
+
+
+def test_similar_is_one_call(capsys, model, folder, tmp_path):
+    out = tmp_path / "vectors.npy"
+    whole_run(capsys, model, folder, out)
+    query = str(folder / "17.png")
+    found = inference.similar(Image.open(query), out, k=2, model=minivit.load(model))
+    assert [match.path for match in found.matches][0] == query
+    assert len(found.matches) == 2
+    assert found.matches[0].cosine == pytest.approx(1, abs=1e-5)
+    assert not found.is_text
+    assert found.constant["run"]["pool"] == "cls"
+    with pytest.raises(UsageError, match="cannot be compared"):
+        inference.similar(query, out, model=minivit.load("minivit/cifar10-vit"))
+
+
+def test_vectors_with_another_header_are_refused_not_overwritten(model, tmp_path):
+    """As another NumPy could write it: 64 bytes longer, so that no row lies where this one would look for it."""
+    settings = inference.constants(minivit.load(model), batch_size=1)
+    out = tmp_path / "v.npy"
+    writer = EmbeddingWriter(out, settings, (3,))
+    writer.write(0, {"schema": 1, "path": "a.png", "embedding": torch.ones(3), **settings})
+    writer.close()
+    vectors = tmp_path / "v.npy.partial" / "vectors.npy"
+    data = vectors.read_bytes()
+    size = struct.unpack("<H", data[8:10])[0]
+    longer = data[:8] + struct.pack("<H", size + 64) + data[10 : 9 + size] + b" " * 64 + data[9 + size :]
+    vectors.write_bytes(longer)
+    with pytest.raises(UsageError, match="do not fit its records"):
+        EmbeddingWriter(out, settings, (3,), resume=True)
+    assert vectors.read_bytes() == longer
+    vectors.write_bytes(data)
+    EmbeddingWriter(out, settings, (3,), resume=True).close()
+    assert vectors.read_bytes() == data
+
+
+def test_equal_runs_write_equal_safetensors(model, tmp_path):
+    """The library shuffles the metadata of a file; ours are in the order of their names."""
+    settings = inference.constants(minivit.load(model), batch_size=1, pool="cls", layer=None, norm="l2")
+    written = []
+    for name in ("a", "b", "c"):
+        writer = EmbeddingWriter(tmp_path / f"{name}.safetensors", settings, (3,))
+        writer.write(0, {"schema": 1, "path": "a.png", "embedding": torch.tensor([1.0, 2.0, 3.0]), **settings})
+        writer.finish(1)
+        writer.close()
+        written.append((tmp_path / f"{name}.safetensors").read_bytes())
+    assert written[0] == written[1] == written[2]
+    ((_, vectors),) = open_embeddings(tmp_path / "a.safetensors").pieces
+    assert vectors.tolist() == [[1, 2, 3]]

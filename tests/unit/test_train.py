@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from PIL import Image
 
 import minivit
 from minivit.cli import main
+from minivit.cli.training.train import add_recipe_options, recipe_of
 from minivit.errors import CheckpointError, ImageError, UsageError
 from minivit.images.preprocess import pixels_from_image
 from minivit.images.spec import ImageSpec
@@ -27,7 +29,8 @@ from minivit.model.vit import ViT
 from minivit.training.augment import OPERATIONS, augment, mix
 from minivit.training.dataset import find_images
 from minivit.training.evaluation import calibration_error, evaluate, match_classes
-from minivit.training.loop import train
+from minivit.training.loop import curves, train
+from minivit.training.models import new_model as new_model_of
 from minivit.training.models import with_new_head
 from minivit.training.optimizer import image_size_at, learning_rate, optimizers
 from minivit.training.recipe import Augmentation, Recipe
@@ -454,3 +457,30 @@ def test_eval_writes_the_confusion_matrix(pictures, tmp_path, capsys):
     assert rows[0] == "true \\ predicted,bottom,left,right,top"
     assert [[int(n) for n in row.split(",")[1:]] for row in rows[1:]] == facts["confusion"]
     assert (out / "confusion.svg").read_text().count("<rect") == 1 + 16
+
+
+def test_an_option_with_an_odd_name_has_a_better_one():
+    parser = argparse.ArgumentParser()
+    add_recipe_options(parser)
+    new = ["--max-grad-norm", "2", "--min-scale", "0.5", "--randaugment-n", "3", "--randaugment-m", "0.7"]
+    old = ["--clip", "2", "--smallest", "0.5", "--operations", "3", "--magnitude", "0.7"]
+    recipe = recipe_of(parser.parse_args(new))
+    assert recipe == recipe_of(parser.parse_args(old))
+    assert recipe == Recipe(clip=2, augmentation=Augmentation(smallest=0.5, operations=3, magnitude=0.7))
+
+
+def test_a_new_model_has_an_output_and_a_label_for_each_class():
+    model = new_model_of(["a", "b"], image_size=8, patch_size=4, width=24, depth=2, heads=3, mlp_width=20)
+    assert model(torch.zeros(1, 3, 8, 8)).shape == (1, 2)
+    assert model.labels == {0: "a", 1: "b"}
+    assert model.image_spec.size == (8, 8)
+    preset = new_model_of(["a"], preset="Ti/16", image_size=32)
+    assert (preset.config.width, preset.config.depth, preset.config.image_size) == (192, 12, (32, 32))
+
+
+def test_curves_are_means_over_groups_of_steps():
+    """Four steps, two an epoch, into two points: each at its last step, in epochs."""
+    metrics = [
+        {"step": i, "epoch": i // 2, "loss": loss, "accuracy": 0.25 * i} for i, loss in enumerate((4.0, 2.0, 1.0, 0.0))
+    ]
+    assert curves(metrics, points=2) == {"loss": [(0.5, 3.0), (1.5, 0.5)], "accuracy": [(0.5, 0.125), (1.5, 0.625)]}

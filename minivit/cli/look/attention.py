@@ -388,10 +388,9 @@ def write_text(maps: Maps, photo: Any, box: Any, args: argparse.Namespace) -> No
 
 def write_npy(path: str, values: Tensor) -> None:
     """A float tensor as a NumPy file of at least float32."""
+    import numpy as np
     import torch
-
-    from minivit.inference.embeddings import npy_header, vector_bytes
 
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     with writing(path):
-        Path(path).write_bytes(npy_header(tuple(values.shape), values.dtype) + vector_bytes(values))
+        np.save(path, values.numpy())

@@ -160,7 +160,7 @@ def model_of(args: argparse.Namespace, classes: list[str]) -> ViT:
     if not args.preset:
         sizes = {**{name: SIZES[name][0] for name in ("patch_size", "width", "depth", "heads")}, **sizes}
         sizes.setdefault("mlp_width", 4 * sizes["width"])
-    colours = {name: tuple(getattr(args, name)) for name in ("mean", "std") if getattr(args, name)}
+    colours: dict[str, Any] = {name: tuple(getattr(args, name)) for name in ("mean", "std") if getattr(args, name)}
     return new_model(classes, preset=args.preset, image_size=side, attend=attend, **colours, **sizes)
 
 
