@@ -808,7 +808,7 @@ def test_similar_is_one_call(capsys, model, folder, tmp_path):
     whole_run(capsys, model, folder, out)
     query = str(folder / "17.png")
     found = inference.similar(Image.open(query), out, k=2, model=minivit.load(model))
-    assert [match.path for match in found.matches][0] == query
+    assert found.matches[0].path == query
     assert len(found.matches) == 2
     assert found.matches[0].cosine == pytest.approx(1, abs=1e-5)
     assert not found.is_text
