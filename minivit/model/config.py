@@ -16,6 +16,13 @@ POSITIONS = ("learned", "learned_all", "learned_patches", "rope")
 POSITION_RESAMPLINGS = ("hf", "dinov2", "timm", "dino", "torchvision", "npz", "jax")  # see embed.resample_positions
 NORMS = ("tokens", "pooled")
 POOLINGS = ("cls", "mean", "cls+mean", "cls&dist", "map")
+POOLING_WORDS = {
+    "cls": "class token",
+    "mean": "mean of the patches",
+    "cls+mean": "class token and the mean of the patches",
+    "cls&dist": "class token and, a second one, on the distillation token",
+    "map": "attention pool",
+}  # the input of the head, by ViTConfig.pooling
 HEADS = ("linear", "cosine")
 SCORES = ("softmax", "sigmoid")
 WINDOWINGS = ("hf", "torchvision", "timm")  # see swin.windows_of

@@ -1,4 +1,4 @@
-"""Every step of the forward by name: where a hook finds it, its axes, and what other libraries call it."""
+"""Every step of the forward pass by name: its module, its axes, and its names in other libraries."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from minivit.weights.families.registry import STEPS as STEPS_ELSEWHERE
 
 
 class Step(NamedTuple):
-    """One named tensor of the forward; `{i}` stands for the number of a block."""
+    """One named tensor of the forward pass; `{i}` is the number of a block."""
 
     name: str
-    place: str | None  # the module whose output it is, or with ".input" the one that reads it; None: at the seam
-    axes: str  # a letter of the legend each; F is what mlp.fc2 reads, G what mlp.fc1 writes, X what the head reads
+    place: str | None  # the module whose output it is, or with ".input" whose input; None: an argument of attend
+    axes: str  # letters of the legend; F is the input of mlp.fc2, G the output of mlp.fc1, X the input of the head
 
 
 B = "blocks.{i}."
 
-# In the order of the forward. "At the seam" means where attend(q, k, v) is called.
+# In the order of the forward pass.
 STEPS = (
     Step("embed.patches", "patch_embed", "BPD"),
     Step("embed.tokens", "blocks.0.input", "BND"),
@@ -74,7 +74,7 @@ ALIASES: dict[str, Mapping[str, str]] = {
 
 
 def step_names(model: ViT) -> list[str]:
-    """All names of one model in the order of its forward; `logits` only where there is a head."""
+    """Return all names of one model in the order of its forward pass; `logits` only where there is a head."""
     first = [step.name for step in STEPS if step.name.startswith("embed.")]
     inside = [step.name for step in STEPS if step.name.startswith(B)]
     last = [step.name for step in STEPS if not step.name.startswith(("embed.", B))]
@@ -83,7 +83,7 @@ def step_names(model: ViT) -> list[str]:
 
 
 def step_of(name: str) -> tuple[Step, str]:
-    """The step behind a name without selector, and the number of its block ("" outside the blocks)."""
+    """Return the step of a name without selector, and the number of its block ("" outside the blocks)."""
     number = re.match(r"blocks\.(\d+)\.", name)
     template = re.sub(r"^blocks\.\d+\.", B, name)
     if template not in BY_NAME:
@@ -92,10 +92,10 @@ def step_of(name: str) -> tuple[Step, str]:
 
 
 def to_alias(name: str, library: str) -> str:
-    """What another library calls a step: ("blocks.3.norm2", "transformerlens") -> "blocks.3.ln2.hook_normalized".
+    """Return another library's name of a step: ("blocks.3.norm2", "transformerlens") -> "blocks.3.ln2.hook_normalized".
 
-    A selector such as "[cls]" is carried over. A name ending in ".input" stands for what that
-    module reads, any other for what it returns.
+    A selector such as "[cls]" is carried over. A name ending in ".input" stands for the input of
+    that module, any other for its output.
 
     Raises:
         UsageError: no such step or library, or a step the library has no name for.
@@ -109,7 +109,7 @@ def to_alias(name: str, library: str) -> str:
 
 
 def from_alias(name: str, library: str) -> str:
-    """The step another library calls so: ("blocks.3.attn.hook_pattern", "transformerlens") -> "blocks.3.attn.probs".
+    """Return a step by another library's name: ("blocks.3.attn.hook_pattern", "transformerlens") -> its name here.
 
     Raises:
         UsageError: no such library, or no step of that name in it.

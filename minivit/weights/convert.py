@@ -151,14 +151,14 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
-def _without_prefix(name: str, table: Family) -> str:
-    return next((name.removeprefix(prefix) for prefix in table.prefixes if name.startswith(prefix)), name)
+def _without_prefix(name: str, family: Family) -> str:
+    return next((name.removeprefix(prefix) for prefix in family.prefixes if name.startswith(prefix)), name)
 
 
-def rows_for(table: Family, kind: Kind, config: object) -> dict[str, Row]:
+def rows_for(family: Family, kind: Kind, config: object) -> dict[str, Row]:
     """Return the rows of a table for one configuration: with its variants, and the name of its classifier."""
-    rows = dict(table.rows)
-    for (name, value), variant in table.variants.items():
+    rows = dict(family.rows)
+    for (name, value), variant in family.variants.items():
         if getattr(config, name) == value:
             rows.update(variant)
     if kind.head:

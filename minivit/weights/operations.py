@@ -49,9 +49,7 @@ OPERATIONS = {
     ),
     # their biases: (A*K) -> (A, K)
     "heads_bias": Operation(
-        lambda shape, heads: (heads, shape[0] // heads),
-        lambda t: t.flatten(),
-        lambda t, heads: t.view(heads, -1),
+        lambda shape, heads: (heads, shape[0] // heads), lambda t: t.flatten(), lambda t, heads: t.view(heads, -1)
     ),
     # the output projection of the heads: (D, A*K) -> (A, K, D)
     "heads_in": Operation(

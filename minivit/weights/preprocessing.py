@@ -123,7 +123,7 @@ def read_image_spec(
 
     def fail(key: str) -> CheckpointError:
         return CheckpointError(
-            f"{name}: preprocessor_config.json has {key} = {values[key]!r}, which minivit cannot honour"
+            f"{name}: preprocessor_config.json has {key} = {values[key]!r}, which minivit does not support"
         )
 
     def switch(key: str) -> bool:

@@ -88,7 +88,7 @@ def save(model: Model, folder: str | os.PathLike[str], *, dtype: torch.dtype | N
         raise UsageError(f"a minivit ViT, CLIP or Swin is written, not a {type(model).__name__}")
     state, config = dict(model.state_dict()), model.config
     if isinstance(config, ViTConfig) and config.positions == "learned_patches":
-        # A token without a position is a token with the position 0, which is how the layouts store it.
+        # The layouts have a position for every token: of a token without one, it is zero.
         special = int(config.cls_token) + int(config.dist_token)
         pos_embed = state["pos_embed"]
         state["pos_embed"] = torch.cat([pos_embed.new_zeros(1, special, config.width), pos_embed], dim=1)

@@ -152,6 +152,7 @@ EXTRAS = {
     "parity/libraries.py": {"transformers", "timm", "torchvision"},
     "inference/parquet.py": {"pyarrow"},
     "model/tokenizer.py": {"tokenizers"},
+    "viz/style.py": {"matplotlib"},
 }
 
 

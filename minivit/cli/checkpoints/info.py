@@ -9,6 +9,7 @@ from typing import Any
 from minivit.cli.shared.command import HUB, JSON, MODEL_ARGUMENT, command
 from minivit.cli.shared.console import printable
 from minivit.cli.shared.models import go_offline
+from minivit.model.config import POOLING_WORDS
 
 
 @command(
@@ -28,13 +29,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-POOLED = {
-    "cls": "class token",
-    "mean": "mean of the patches",
-    "cls+mean": "class token and the mean of the patches",
-    "cls&dist": "class token and, a second one, on the distillation token",
-    "map": "attention pool",
-}
 GATED = {"plain": "", "swiglu": "gated, "}
 
 
@@ -46,7 +40,7 @@ def text(facts: dict[str, Any]) -> str:
     c, tokens, labels = facts["config"], facts["tokens"], facts["labels"]
     c = both["image"] if both else c
     named = f"{len(labels)}: {labels[0]} ... {labels[-1]}" if labels else "none named"
-    pooled = POOLED[c["pooling"]] + (", tanh pooler" if c["pooler"] else "")
+    pooled = POOLING_WORDS[c["pooling"]] + (", tanh pooler" if c["pooler"] else "")
     other = f"projection to {c['projection']}" if c["projection"] else "none"
     head = f"{c['classes']} classes" if c["classes"] else other
     rows = {

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     from minivit.training.dataset import find_images
     from minivit.training.evaluation import evaluate
+    from minivit.viz.style import require_matplotlib
 
+    if args.out:
+        require_matplotlib()
     images = find_images(args.data)
     model = load_image_model(args)
 
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         folder = Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
         result.write_confusion(folder / "confusion.csv")
-        draw(result, f"{model.name}: {result.images} images, rows are true classes", folder / "confusion.svg")
+        draw(result, f"{model.name}: {result.images} images", folder / "confusion.svg")
     if args.json:
         facts = {"model": model.name, "revision": model.revision, "data": args.data, **asdict(result)}
         print(json.dumps({**facts, "per_class": result.per_class}, indent=2))
@@ -66,6 +69,6 @@ def run(args: argparse.Namespace) -> int:
 
 def draw(result: Evaluation, title: str, path: Path) -> None:
     """Draw the confusion matrix."""
-    from minivit.viz.charts import confusion_chart
+    from minivit.viz import confusion_chart, save
 
-    path.write_text(confusion_chart(title, result.classes, result.confusion), encoding="utf-8")
+    save(confusion_chart(title, result.classes, result.confusion), path)

@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     held_out = find_images(args.val) if args.val else None
     recipe, out = recipe_of(args), Path(args.out)
     with process_group(pick_device(args.device)) as (device, first), sigint() as interrupted:
+        drawn = can_draw(first)
         torch.manual_seed(recipe.seed)
         model = model_of(args, images.classes).to(device)
         with tempfile.TemporaryDirectory() as scratch:
@@ -113,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
                 return 0
             save(trained, out)
             metrics = read_metrics(out)
-            draw(curves(metrics), out / "curve.svg")
+            if drawn:
+                draw(curves(metrics), out / "curve.svg")
             facts = {"data": images.source.name, "recipe": asdict(recipe), "last_step": metrics[-1]}
             if held_out:
                 trained.name = args.out
@@ -221,8 +223,21 @@ def progress(args: argparse.Namespace, steps: int) -> Callable[[dict], None]:
     return show
 
 
+def can_draw(first: bool) -> bool:
+    """Return whether matplotlib is installed; if not, the first process says that there will be no curve."""
+    from minivit.viz.style import require_matplotlib
+
+    try:
+        require_matplotlib()
+    except UsageError as error:  # no reason to lose a training run
+        if first:
+            say(f"curve.svg will not be drawn: {error}")
+        return False
+    return True
+
+
 def draw(series: dict[str, list[tuple[float, float]]], path: Path) -> None:
     """Draw loss and accuracy over epochs."""
-    from minivit.viz.charts import line_chart
+    from minivit.viz import line_chart, save
 
-    path.write_text(line_chart("training", "epoch", series))
+    save(line_chart("training", "epoch", series, y_label="loss (nats), accuracy (fraction)"), path)

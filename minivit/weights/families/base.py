@@ -50,7 +50,7 @@ class Named(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """The same model in a reference library."""
+    """The same model in a reference library; in transformers its class is the one in config.json's architectures."""
 
     library: str  # one of parity.libraries.LIBRARIES
     steps: str  # which step names it uses, a key of the `steps` of a family
@@ -83,7 +83,8 @@ class Family:
     pooler: str | None = None  # source name of the tanh pooler
     dropped: tuple[str, ...] = ()  # patterns of known names that inference does not use
     processor: str = "ViTImageProcessor"  # where preprocessor_config.json names none
-    preprocessor: Callable[[Given, tuple[int, int]], tuple[Given | None, str]] | None = None  # see preprocessing.find
+    # config.json, height and width -> contents of a preprocessor_config.json that is in no file, where they are from
+    preprocessor: Callable[[Given, tuple[int, int]], tuple[Given | None, str]] | None = None
     labels: Callable[[Given, int], dict[int, str] | None] | None = None  # class names where there is no id2label
     saved: bool = False  # whether `save` writes this layout
     steps: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # library -> {step: place in its modules}

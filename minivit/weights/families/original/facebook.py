@@ -47,10 +47,7 @@ FACEBOOK = Family(
     read=_read_facebook,
     rows={**ROWS, "reg_tokens": ("register_tokens",)},
     variants={
-        ("mlp", "swiglu"): {
-            "blocks.{i}.mlp.fc1": ("blocks.{i}.mlp.w12",),
-            "blocks.{i}.mlp.fc2": ("blocks.{i}.mlp.w3",),
-        }
+        ("mlp", "swiglu"): {"blocks.{i}.mlp.fc1": ("blocks.{i}.mlp.w12",), "blocks.{i}.mlp.fc2": ("blocks.{i}.mlp.w3",)}
     },
     dropped=("mask_token", "head.*"),
     preprocessor=_preprocessor,

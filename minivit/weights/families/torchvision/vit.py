@@ -15,14 +15,8 @@ _ROWS: Rows = {
     "blocks.{i}.attn.qkv.bias": ("encoder.layers.encoder_layer_{i}.self_attention.in_proj_bias",),
     "blocks.{i}.attn.proj": ("encoder.layers.encoder_layer_{i}.self_attention.out_proj",),
     "blocks.{i}.norm2": ("encoder.layers.encoder_layer_{i}.ln_2",),
-    "blocks.{i}.mlp.fc1": (
-        "encoder.layers.encoder_layer_{i}.mlp.0",
-        "encoder.layers.encoder_layer_{i}.mlp.linear_1",
-    ),
-    "blocks.{i}.mlp.fc2": (
-        "encoder.layers.encoder_layer_{i}.mlp.3",
-        "encoder.layers.encoder_layer_{i}.mlp.linear_2",
-    ),
+    "blocks.{i}.mlp.fc1": ("encoder.layers.encoder_layer_{i}.mlp.0", "encoder.layers.encoder_layer_{i}.mlp.linear_1"),
+    "blocks.{i}.mlp.fc2": ("encoder.layers.encoder_layer_{i}.mlp.3", "encoder.layers.encoder_layer_{i}.mlp.linear_2"),
     "norm": ("encoder.ln",),
 }
 

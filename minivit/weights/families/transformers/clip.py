@@ -26,7 +26,7 @@ def _write_text(config: TextConfig) -> Given:
     return {"eos_token_id": 2} if config.pooling == "argmax" else {}
 
 
-# The image tower. transformers 5 writes a tower that stands alone without the prefix.
+# The image tower. transformers 5 writes the tower alone without the prefix.
 CLIP_VISION = Family(
     name="clip_vision_model",
     section="vision_config",

@@ -17,11 +17,7 @@ DEIT = Family(
     constants={"dist_token": True},
     fixed={"pooler_act": "tanh"},
     activations=ACTIVATIONS,
-    rows={
-        **ROWS,
-        "dist_token": ("embeddings.distillation_token",),
-        "head_dist": ("distillation_classifier",),
-    },
+    rows={**ROWS, "dist_token": ("embeddings.distillation_token",), "head_dist": ("distillation_classifier",)},
     pooler="pooler.dense",
     dropped=("embeddings.mask_token",),
     processor="DeiTImageProcessor",

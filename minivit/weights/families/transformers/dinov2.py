@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from minivit.model.config import ViTConfig
 from minivit.weights.families.base import Family, Given, Kind, Reference, Rows, Shapes, each, vit_steps
 from minivit.weights.families.transformers.shared import ACTIVATIONS, FIELDS
@@ -29,7 +31,7 @@ def _ratio(config: ViTConfig) -> int:
     return 0
 
 
-_DINOV2_ROWS: Rows = {
+_ROWS: Rows = {
     "cls_token": ("embeddings.cls_token",),
     "reg_tokens": ("embeddings.register_tokens",),
     "pos_embed": ("embeddings.position_embeddings",),
@@ -48,58 +50,41 @@ _DINOV2_ROWS: Rows = {
     "norm": ("layernorm",),
 }
 
-
-_DINOV2_SWIGLU: Rows = {
-    "blocks.{i}.mlp.fc1": (
-        "encoder.layer.{i}.mlp.weights_in",
-        each("encoder.layer.{i}.mlp.", "gate_proj", "up_proj"),
-    ),
+_SWIGLU: Rows = {
+    "blocks.{i}.mlp.fc1": ("encoder.layer.{i}.mlp.weights_in", each("encoder.layer.{i}.mlp.", "gate_proj", "up_proj")),
     "blocks.{i}.mlp.fc2": ("encoder.layer.{i}.mlp.weights_out", "encoder.layer.{i}.mlp.down_proj"),
 }
 
-
-_DINOV2_FIELDS = {**{k: v for k, v in FIELDS.items() if k != "mlp_width"}, "eps": ("layer_norm_eps", 1e-6)}
-
+_FIELDS = {**{k: v for k, v in FIELDS.items() if k != "mlp_width"}, "eps": ("layer_norm_eps", 1e-6)}
 
 DINOV2 = Family(
     name="dinov2",
-    kinds={
-        "Dinov2ForImageClassification": Kind("classifier", {"pooling": "cls+mean"}),
-        "Dinov2Model": Kind(),
-    },
+    kinds={"Dinov2ForImageClassification": Kind("classifier", {"pooling": "cls+mean"}), "Dinov2Model": Kind()},
     prefixes=("dinov2.",),
-    fields=_DINOV2_FIELDS,
+    fields=_FIELDS,
     constants={"layer_scale": True, "any_size": True, "position_resampling": "dinov2"},
     read=_read_dinov2,
     write=_write_dinov2,
     activations=ACTIVATIONS,
-    rows=_DINOV2_ROWS,
-    variants={("mlp", "swiglu"): _DINOV2_SWIGLU},
+    rows=_ROWS,
+    variants={("mlp", "swiglu"): _SWIGLU},
     dropped=("embeddings.mask_token",),
     processor="BitImageProcessor",
     saved=True,
-    steps={"transformers5-dinov2": vit_steps(_DINOV2_ROWS, "dinov2.", "embeddings", "classifier")},
+    steps={"transformers5-dinov2": vit_steps(_ROWS, "dinov2.", "embeddings", "classifier")},
     reference=Reference("transformers", "transformers5-dinov2", trunk="dinov2.", module="dinov2"),
 )
 
-
-DINOV2_REGISTERS = Family(
+DINOV2_REGISTERS = replace(
+    DINOV2,
     name="dinov2_with_registers",
     kinds={
         "Dinov2WithRegistersForImageClassification": Kind("classifier", {"pooling": "cls+mean"}),
         "Dinov2WithRegistersModel": Kind(),
     },
     prefixes=("dinov2_with_registers.",),
-    fields={**_DINOV2_FIELDS, "registers": ("num_register_tokens", 4)},
+    fields={**_FIELDS, "registers": ("num_register_tokens", 4)},
     constants={"layer_scale": True, "any_size": True, "position_resampling": "timm"},
-    read=_read_dinov2,
-    write=_write_dinov2,
-    activations=ACTIVATIONS,
-    rows=_DINOV2_ROWS,
-    variants={("mlp", "swiglu"): _DINOV2_SWIGLU},
-    dropped=("embeddings.mask_token",),
-    processor="BitImageProcessor",
-    saved=True,
     reference=Reference("transformers", "transformers5-dinov2", trunk="dinov2.", module="dinov2_with_registers"),
 )
 

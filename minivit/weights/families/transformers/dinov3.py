@@ -53,9 +53,7 @@ DINOV3 = Family(
     fixed={"key_bias": False, "proj_bias": True, "mlp_bias": True},
     activations=ACTIVATIONS,
     rows=_ROWS,
-    variants={
-        ("mlp", "swiglu"): {"blocks.{i}.mlp.fc1": (each("layer.{i}.mlp.", "gate_proj", "up_proj"),)},
-    },
+    variants={("mlp", "swiglu"): {"blocks.{i}.mlp.fc1": (each("layer.{i}.mlp.", "gate_proj", "up_proj"),)}},
     dropped=("embeddings.mask_token", "rope_embeddings.inv_freq"),
     processor="DINOv3ViTImageProcessor",
     steps={"transformers5-dinov3": vit_steps(_ROWS, "model.", elsewhere=_ELSEWHERE)},

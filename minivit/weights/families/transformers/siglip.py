@@ -42,11 +42,7 @@ SIGLIP_VISION = Family(
     section="vision_config",
     kinds={"SiglipModel": Kind(), "SiglipVisionModel": Kind()},
     prefixes=("vision_model.",),
-    fields={
-        **TOWER_FIELDS,
-        "eps": ("layer_norm_eps", 1e-6),
-        "activation": ("hidden_act", "gelu_pytorch_tanh"),
-    },
+    fields={**TOWER_FIELDS, "eps": ("layer_norm_eps", 1e-6), "activation": ("hidden_act", "gelu_pytorch_tanh")},
     constants={"cls_token": False, "pooling": "map", "drop_rest": True},
     fixed={"vision_use_head": True},
     activations=ACTIVATIONS,

@@ -52,12 +52,7 @@ _BLOCK = "encoder.layers.{i}.blocks.{j}."
 _ROWS: Rows = {
     "patch_embed": ("embeddings.patch_embeddings.projection",),
     "norm_embed": ("embeddings.norm",),
-    **swin_rows(
-        _BLOCK,
-        "encoder.layers.{i}.downsample.",
-        norm1="layernorm_before",
-        norm2="layernorm_after",
-    ),
+    **swin_rows(_BLOCK, "encoder.layers.{i}.downsample.", norm1="layernorm_before", norm2="layernorm_after"),
     "stages.{i}.blocks.{j}.attn.qkv": (
         each(_BLOCK + "attention.self.", "query", "key", "value"),
         each(_BLOCK + "attention.", "q_proj", "k_proj", "v_proj"),
