@@ -159,7 +159,7 @@ def embedder(
     absent = {
         "cls": not model.config.cls_token,
         "cls+mean": not model.config.cls_token,
-        "pooler": model.windowed or (model.pooler is model.attn_pool is None) or layer is not None,
+        "pooler": model.windowed or (model.pooler is None and model.attn_pool is None) or layer is not None,
         "projection": not model.config.projection or layer is not None,
     }
     if absent.get(pool):
