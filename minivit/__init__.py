@@ -93,7 +93,7 @@ _HOME = {
     "trace": "study",
     "verify": "weights",
 }
-_PACKAGES = ("bench", "parity", "study", "viz", "weights")
+_PACKAGES = ("bench", "inference", "parity", "study", "training", "viz", "weights")
 
 
 def __getattr__(name: str) -> object:

@@ -11,9 +11,9 @@ from minivit.cli import bench
 from minivit.cli.checkpoints import convert, diff, info, models, verify
 from minivit.cli.look import ablate, attention, attribute, explore, faithfulness, heads, lens, preprocess, trace
 from minivit.cli.predict import classify, embed, similar
-from minivit.cli.shared.bulk import open_closed_streams, silence_stdout
 from minivit.cli.shared.command import Command
 from minivit.cli.shared.console import say
+from minivit.cli.shared.writers import open_closed_streams, silence_stdout
 from minivit.cli.training import evaluate, train
 from minivit.errors import MinivitError
 

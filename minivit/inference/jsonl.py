@@ -1,4 +1,4 @@
-"""Records on their way to disk: JSON lines that are whole at any moment, and can be continued."""
+"""A JSONL log of records: every line is whole at any moment, and an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from minivit.errors import UsageError, WriteError
 
 HEAD = b'{"schema": 1, "path": "'  # how every line begins
-_HELD = 2**26  # bytes of changed lines held before the journal is written anew
+_HELD = 2**26  # bytes of changed lines held in memory before the log is rewritten
 
 
 class Known(NamedTuple):
-    """What of a record says whether it still holds; texts as `utf8` has them, because not every file holds others."""
+    """The fields of a record that tell whether it is still valid; texts are escaped by `utf8`, as files hold them."""
 
     path: str
     sha256: str | None
@@ -25,17 +25,17 @@ class Known(NamedTuple):
 
     @classmethod
     def of(cls, item: dict[str, Any]) -> Known:
-        """That of a record, just made or read back."""
+        """Return the fields of a record, new or read back."""
         message = item["error"]["message"] if "error" in item else None
         return cls(utf8(item["path"]), item.get("sha256"), message and utf8(message))
 
 
 class Appender:
-    """A file that grows by whole pieces: one that does not fit is taken back. Unbuffered: a kill loses nothing.
+    """A file that grows by whole pieces; an incomplete piece is removed. Unbuffered, so a kill loses nothing.
 
     Raises:
-        UsageError: it cannot be opened for writing, or another process has it open for that.
-        WriteError: a piece cannot be written, or the file is no longer where it was; the pieces before it stay.
+        UsageError: it cannot be opened for writing, or another process is writing it.
+        WriteError: a piece cannot be written, or the file was moved; the pieces before it stay.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -54,7 +54,7 @@ class Appender:
             raise UsageError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def append(self, piece: bytes) -> None:
-        """Write one piece behind the others, or nothing of it."""
+        """Write one piece at the end, or nothing of it."""
         try:
             if self.regular and not os.path.samestat(Path(self.path).stat(), os.fstat(self.fd)):
                 raise WriteError(f"{self.path}: another file is in its place; what was written so far went with it")
@@ -67,8 +67,8 @@ class Appender:
             raise WriteError(f"{self.path}: {error.strerror}; the records before this one are whole") from None
         self.size += len(piece)
 
-    def put(self, piece: bytes, offset: int) -> None:
-        """Write over bytes that are there already."""
+    def overwrite(self, piece: bytes, offset: int) -> None:
+        """Overwrite existing bytes."""
         try:
             self._write(piece, offset)
         except OSError as error:
@@ -76,12 +76,12 @@ class Appender:
 
     def _write(self, piece: bytes, offset: int) -> None:
         written = 0
-        while written < len(piece):  # a disk that is nearly full takes a part
+        while written < len(piece):  # a nearly full disk accepts a part
             rest = piece[written:]
             written += os.pwrite(self.fd, rest, offset + written) if self.regular else os.write(self.fd, rest)
 
     def truncate(self, size: int) -> None:
-        """Cut the file off."""
+        """Set the size of the file."""
         if self.regular:
             os.ftruncate(self.fd, size)
         self.size = size
@@ -93,47 +93,46 @@ class Appender:
             self.fd = -1
 
 
-class Journal:
-    """JSON records, one a line, in the order of the inputs: a valid prefix of the whole at any moment.
+class JsonlLog:
+    """A RecordWriter: one JSON record per line, in the order of the inputs; always a valid prefix of the whole.
 
     Args:
-        path: where it lies. What is there already is refused, or continued when `resume` is set: a torn last
-            line, as a kill can leave it, is cut off.
-        constant: the fields that every record shares; a journal of another run is not continued.
+        path: the file. An existing one is refused, or continued when `resume` is set: an incomplete last line, as
+            a kill can leave it, is removed.
+        constant: the fields that every record shares; a log of another run is not continued.
 
     Raises:
-        UsageError: there already, of another run, damaged, or not to be written.
+        UsageError: the file exists, is of another run, is damaged, or cannot be written.
         WriteError: as Appender.
     """
 
     def __init__(self, path: str | os.PathLike[str], constant: dict[str, Any], *, resume: bool = False):
         self.path, self.constant = Path(path), constant
         if self.path.is_file() and self.path.stat().st_size and not resume:
-            raise UsageError(f"{path}: is there already; --resume continues it, or name another file")
+            raise UsageError(f"{path}: already exists; --resume continues it, or name another file")
         self.file = Appender(path)
         try:
             self.count = self._repair() if self.file.regular and self.file.size else 0
         except UsageError:
             self.file.close()
             raise
-        # Lines that differ from what stands there, until they are written: at the end, or when they become many.
-        self.changed: dict[int, bytes] = {}
-        self.held = 0  # bytes of them
+        self.changed: dict[int, bytes] = {}  # line number -> new line, until the log is rewritten
+        self.held = 0  # bytes in `changed`
 
     def known(self) -> Iterator[Known]:
-        """What is there already, in order, read as it is asked for; raises UsageError where it is of another run."""
+        """Yield the existing records in order, read lazily; raises UsageError when they are of another run."""
         if not self.count:
             return
         with self.path.open("rb") as file:
             for number, line in zip(range(1, self.count + 1), file, strict=False):
                 item = _parse(line)
                 if item is None:
-                    raise UsageError(f"{self.path}: line {number} is no record of minivit")
+                    raise UsageError(f"{self.path}: line {number} is not a record of minivit")
                 check_run(self.path, item, self.constant)
                 yield Known.of(item)
 
-    def put(self, index: int, item: dict[str, Any]) -> None:
-        """Write record `index`: behind the last one, or in the place of one whose picture has changed."""
+    def write(self, index: int, item: dict[str, Any]) -> None:
+        """Write record `index`: at the end, or in place of a record whose image has changed."""
         line = encode(item).encode()
         if index < self.count:
             self.changed[index] = line
@@ -146,7 +145,7 @@ class Journal:
             self.count += 1
 
     def finish(self, total: int) -> None:
-        """End after `total` records; raises UsageError when there are more, from inputs that are gone."""
+        """Finish after `total` records; raises UsageError when the log has more, of inputs that no longer exist."""
         if self.count > total:
             raise UsageError(f"{self.path}: has {self.count} records, but there are only {total} inputs")
         self._replace_changed()
@@ -156,7 +155,7 @@ class Journal:
         self.file.close()
 
     def _replace_changed(self) -> None:
-        """Write the journal anew with the changed lines in it; the old one stands until the new one is whole."""
+        """Rewrite the log with the changed lines; the old file stays until the new one is whole."""
         if not self.changed:
             return
         temporary = self.path.with_name(self.path.name + ".new")
@@ -178,7 +177,7 @@ class Journal:
         self.file = new
 
     def _repair(self) -> int:
-        """Cut off a last line that is not whole; returns how many lines there are."""
+        """Remove an incomplete last line; return the number of lines."""
         count = end = 0
         last = b""
         with self.path.open("rb") as file:
@@ -189,19 +188,19 @@ class Journal:
                 if torn:
                     break
                 count, end, last = count + 1, end + len(line), line
-        if count and _parse(last) is None:  # as a machine that lost its power can leave it
+        if count and _parse(last) is None:  # as a power failure can leave it
             count, end = count - 1, end - len(last)
         self.file.truncate(end)
         return count
 
 
 def encode(item: dict[str, Any]) -> str:
-    """A record as its line; a tensor in it as nested lists, float32 exactly."""
+    """Return a record as its line of JSON; a tensor becomes nested lists, float32 exactly."""
     return json.dumps(item, default=lambda tensor: tensor.tolist()) + "\n"
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """A line as the record it is, or None."""
+    """Return the record of a line, or None."""
     try:
         item = json.loads(line)
     except ValueError:
@@ -210,7 +209,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def check_run(path: Path, there: dict[str, Any], constant: dict[str, Any]) -> None:
-    """Refuse what is of another run: UsageError names the first field, or setting of `run`, that differs."""
+    """Raise UsageError, naming the first field or setting of `run` that differs, when records are of another run."""
     for key, now in constant.items():
         before = there.get(key)
         if before == now:
@@ -222,5 +221,5 @@ def check_run(path: Path, there: dict[str, Any], constant: dict[str, Any]) -> No
 
 
 def utf8(text: str) -> str:
-    """A file name as text that every file can hold: bytes that are no UTF-8 are escaped."""
+    """Return a file name as text that every format can hold: bytes that are not UTF-8 are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()

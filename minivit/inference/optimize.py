@@ -1,16 +1,16 @@
-"""The fastest equal of a loaded model on this machine. The readable modules stay as they are and remain the reference.
+"""The fast path: a loaded model as an equal, faster one on this machine. The readable modules are its reference.
 
-Five things make the difference; in exact arithmetic none of them changes a number:
+Five changes make it faster; in exact arithmetic none of them changes a number:
 
-1. Every weight is laid out once as oneDNN's matrix product wants it; `F.linear` does that, or without, at every call.
-2. GELU is applied, and the residual added, while a product is still in registers. Layer scale becomes a factor of the
-   weights before it, and 1 / sqrt(K) of the queries' weights.
-3. Attention is the faster of SDPA and two batched products, as it was measured: see `attend_fast`.
-4. Where the head reads the first tokens only, the last block works out only those.
-5. The memory of one pass serves the next: see `keep_memory`.
+1. Every weight is packed once for oneDNN's GEMM; `F.linear` packs it at every call, or runs without.
+2. GELU and the residual addition are fused into the GEMM. Layer scale is folded into the weights before it, and
+   1 / sqrt(K) into the weights of the queries.
+3. Attention is SDPA or two batched GEMMs, whichever was measured to be faster: see `attend_fast`.
+4. When the head reads only the first tokens, the last block computes only those.
+5. The memory of one pass is reused by the next: see `keep_memory`.
 
 The operators behind 1 and 2 are private to PyTorch (`torch.ops.mkldnn`, `torch.ops.onednn`). Their results are
-compared with the plain path, at the model's own sizes, before they are used; where one is missing or wrong the plain
+compared with the plain path, at the model's own sizes, before they are used; if one is missing or wrong, the plain
 path runs, and `FastViT.paths` says why.
 """
 
@@ -34,22 +34,22 @@ from minivit.model.vit import ViT
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "int8")
 TOKENS_THAT_PAY = 1000  # see `pays`
-TOKENS_AT_ONCE = 2048  # of one pass through the blocks: more gained nothing and cost memory
-INT8_TOKENS_AT_ONCE = 1024  # between the products of int8 stand float32 numbers, more of them
+TOKENS_AT_ONCE = 2048  # of one pass through the blocks: more was not faster and took memory
+INT8_TOKENS_AT_ONCE = 1024  # between int8 GEMMs the numbers are float32, and take more memory
 KEPT_BYTES = 31 * 2**20  # see `keep_memory`
-READ_ROWS = {"cls": 1, "cls&dist": 2}  # pooling -> how many of the first tokens the head reads; others read all
+READ_ROWS = {"cls": 1, "cls&dist": 2}  # pooling -> how many of the first tokens the head uses; others use all
 
 
-# --- products: all of a block but its norms and its attention ------------------------------------------------------
+# --- linear layers: all of a block except its norms and its attention ------------------------------------------
 
 
-class Product(Protocol):
-    """bend(x W^T + b), (..., I) -> (..., O); or add + x W^T + b. Both x and `add` may be overwritten."""
+class FusedLinear(Protocol):
+    """activation(x W^T + b), (..., I) -> (..., O); or add + x W^T + b. Both x and `add` may be overwritten."""
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor: ...
 
 
-BENDS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -58,40 +58,40 @@ BENDS: dict[str, Callable[[Tensor], Tensor]] = {
 _FUSED = {"none": ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
 
 
-class PlainProduct:
-    """The lines every faster product is compared with, and that run where there is none."""
+class PlainLinear:
+    """The reference of the faster ones, and the fallback."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, bend: str = "none"):
-        self.weight_OI, self.bias_O, self.bend = weight_OI.clone(), bias_O, BENDS[bend]
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, activation: str = "none"):
+        self.weight_OI, self.bias_O, self.activation = weight_OI.clone(), bias_O, ACTIVATIONS[activation]
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        y = self.bend(F.linear(x, self.weight_OI, self.bias_O))
+        y = self.activation(F.linear(x, self.weight_OI, self.bias_O))
         return y if add is None else add + y
 
 
-class PackedProduct:
-    """The same by oneDNN, from a weight packed once, with the bend or the addition fused."""
+class PackedLinear:
+    """The same by oneDNN, with a weight packed once, and the activation or the addition fused."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, bend: str = "none"):
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, activation: str = "none"):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI)
-        self.bias_O, self.bend = bias_O, _FUSED[bend]
+        self.bias_O, self.activation = bias_O, _FUSED[activation]
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         if add is not None:
             return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias_O, "add")
-        name, algorithm = self.bend
+        name, algorithm = self.activation
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias_O, name, [], algorithm)
 
 
-class QuantisedProduct:
-    """The same in int8 by oneDNN: weights with a scale per output channel, inputs with one step, found at every call.
+class QuantisedLinear:
+    """The same in int8 by oneDNN: weights have a scale per output channel, inputs one scale, computed at every call.
 
-    Inputs are 8-bit numbers around 128, as the dot product instructions of x86 want them unsigned. `add` is
+    Inputs are 8-bit numbers around 128, because the dot product instructions of x86 need them unsigned. `add` is
     added to in place.
     """
 
     def __init__(
-        self, weight_OI: Tensor, bias_O: Tensor | None, bend: str = "none", dtype: torch.dtype = torch.float32
+        self, weight_OI: Tensor, bias_O: Tensor | None, activation: str = "none", dtype: torch.dtype = torch.float32
     ):
         largest_O = weight_OI.float().abs().amax(dim=1)
         self.scale_O = torch.where(largest_O > 0, largest_O / 127, 1.0)
@@ -99,7 +99,7 @@ class QuantisedProduct:
         self.weight = torch.ops.onednn.qlinear_prepack(eight_bits, None)
         self.zero_O = torch.zeros(len(weight_OI), dtype=torch.int64)
         self.bias_O = None if bias_O is None else bias_O.float()
-        self.bend, self.dtype = _FUSED[bend], dtype
+        self.activation, self.dtype = _FUSED[activation], dtype
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         eight_bits, scale = quantise(x)
@@ -109,16 +109,16 @@ class QuantisedProduct:
             return torch.ops.onednn.qlinear_pointwise.binary(
                 *weight, add, self.bias_O, *out, "sum", 1.0, "none", [], ""
             )
-        name, algorithm = self.bend
+        name, algorithm = self.activation
         return torch.ops.onednn.qlinear_pointwise(*weight, self.bias_O, 1.0, 0, self.dtype, name, [], algorithm)
 
 
 def quantise(x: Tensor) -> tuple[Tensor, float]:
-    """x, which is overwritten, as 8-bit numbers, and the step between them: x = (eight_bits - 128) * step."""
+    """Return x, which is overwritten, as 8-bit numbers, and their step: x = (eight_bits - 128) * step."""
     x = x.float()
     low, high = torch.aminmax(x)
     step = max(-low.item(), high.item()) / 127 or 1.0
-    # Every pass over the numbers counts: the cut after 128.5 is the rounding, and nothing leaves 1 to 255.
+    # Few passes over the numbers: truncation after adding 128.5 rounds them, and all stay in 1 to 255.
     return x.mul_(1 / step).add_(128.5).to(torch.uint8), step
 
 
@@ -126,9 +126,9 @@ def quantise(x: Tensor) -> tuple[Tensor, float]:
 
 
 def attend_products(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """Attention as two batched matrix products, without a detour by float32: the probabilities are kept as q is.
+    """Return attention as two batched GEMMs, without conversion to float32: the probabilities have the dtype of q.
 
-    The rows of each head are brought together first: transposed keys would be copied number by number.
+    The rows of each head are made contiguous first: transposed keys would be copied number by number.
     """
     heads = q.shape[:2]
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
@@ -137,9 +137,9 @@ def attend_products(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 
 def attend_fast(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """SDPA, or `attend_products` where that was measured to be faster.
+    """Return attention by SDPA, or by `attend_products` where that was measured to be faster.
 
-    Which is in bfloat16, on two Zen 4 cores: 1.6 times as fast at 197 tokens, 1.5 times at 577, but 0.9 times at 1025,
+    That is in bfloat16, on two Zen 4 cores: 1.6 times as fast at 197 tokens, 1.5 times at 577, but 0.9 times at 1025,
     where the probabilities no longer fit the cache. In float32 SDPA was as fast or faster from 50 to 1025 tokens.
     """
     products = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= 768
@@ -148,11 +148,11 @@ def attend_fast(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 # --- the block --------------------------------------------------------------------------------------------------
 
-Make = Callable[[Tensor, "Tensor | None", str], Product]
+Make = Callable[[Tensor, "Tensor | None", str], FusedLinear]
 
 
 def constants_folded(block: Block) -> list[tuple[Tensor, Tensor | None, str]]:
-    """Weight, bias and bend of qkv, proj, fc1 and fc2, every constant factor put into the weights; float32 or more.
+    """Return weight, bias and activation of qkv, proj, fc1 and fc2, constant factors folded in; float32 or more.
 
     Layer scale multiplies the rows of proj and fc2, and 1 / sqrt(K) those of the queries, unless an attend of the
     user's asks for it. Quick GELU, x sigmoid(1.702 x), is silu(1.702 x) / 1.702: its factors go before and behind.
@@ -174,17 +174,17 @@ def constants_folded(block: Block) -> list[tuple[Tensor, Tensor | None, str]]:
         queries[0] = attn.scale
         queries = queries.flatten()
     ls1, ls2 = (scale.gamma.detach() if isinstance(scale, LayerScale) else 1.0 for scale in (block.ls1, block.ls2))
-    bend, factor = _bend_of(mlp.act) if isinstance(mlp, MLP) else ("none", 1.0)
+    activation, factor = _activation_of(mlp.act) if isinstance(mlp, MLP) else ("none", 1.0)
     return [
         (*scaled(attn.qkv, queries), "none"),
         (*scaled(attn.proj, ls1), "none"),
-        (*scaled(mlp.fc1, factor), bend),
+        (*scaled(mlp.fc1, factor), activation),
         (*scaled(mlp.fc2, ls2, 1 / factor), "none"),
     ]
 
 
-def _bend_of(act: nn.Module) -> tuple[str, float]:
-    """The name in BENDS of an activation, and the factor that goes before it and, inverted, behind."""
+def _activation_of(act: nn.Module) -> tuple[str, float]:
+    """The name in ACTIVATIONS of an activation, and the factor that goes before it and, inverted, behind."""
     if isinstance(act, QuickGELU):
         return "silu", 1.702
     if isinstance(act, nn.GELU):
@@ -207,8 +207,8 @@ class FastBlock(nn.Module):
             copy.deepcopy(norm).to(dtype).requires_grad_(False) for norm in (block.norm1, block.norm2)
         )
         arguments = [
-            (weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype, copy=True), bend)
-            for weight_OI, bias_O, bend in constants_folded(block)
+            (weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype, copy=True), activation)
+            for weight_OI, bias_O, activation in constants_folded(block)
         ]
         makers = [make_qkv if self.own_attend else make, make, make, make]
         self.qkv, self.proj, self.fc1, self.fc2 = (m(*a) for m, a in zip(makers, arguments, strict=True))
@@ -237,7 +237,7 @@ class FastBlock(nn.Module):
 
     @property
     def attn(self) -> SelfAttention:
-        raise UsageError("an optimised model cannot be looked into; use the model it was made from")
+        raise UsageError("an optimised model has no internals to inspect; use the model it was made from")
 
     mlp = attn
 
@@ -277,7 +277,7 @@ class FastViT(ViT):
         return self._in_passes(pixels_BCHW, resample, answer=False)
 
     def _in_passes(self, pixels_BCHW: Tensor, resample: bool, answer: bool) -> Tensor:
-        """A few pictures at a time, so that what passes from one operator to the next stays small."""
+        """Run a few images at a time, so that the activations between operators stay small."""
         own = self.patch_embed.weight
         if pixels_BCHW.dtype not in (torch.float32, own.dtype):
             takes = " or ".join(dict.fromkeys(["float32", _name(own.dtype)]))
@@ -306,11 +306,11 @@ class FastViT(ViT):
         return self.answer(x) if answer else x
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: what is packed is no checkpoint."""
+        """Raise UsageError: packed weights are not a checkpoint."""
         raise UsageError("an optimised model cannot be saved; save the model it was made from")
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: packed weights cannot be replaced."""
+        """Raise UsageError: packed weights cannot be replaced."""
         raise UsageError("an optimised model takes no other weights; load them into the model, then optimize it again")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -354,13 +354,13 @@ class Replayed:
         return graph, read, written
 
 
-# --- the choice -------------------------------------------------------------------------------------------------
+# --- choosing what runs -----------------------------------------------------------------------------------------
 
 
 def optimize(
     model: Model, dtype: str | torch.dtype | None = None, *, compile: bool = False, graphs: bool = False
 ) -> FastViT:
-    """The fastest equal of a loaded model on this machine, as a snapshot: later changes of the model do not reach it.
+    """Return a snapshot of a loaded model that predicts the same, faster; later changes of the model do not affect it.
 
     float32 stays float32: logits differ from the model's by rounding, 1e-4 at most. An `attend` of the user's runs as
     it is, and so does a block that is not as minivit built it (`FastViT.paths` names it).
@@ -369,7 +369,7 @@ def optimize(
         model: as `minivit.load` returns it, its weights where they are to run.
         dtype: of the arithmetic, one of DTYPES; the model's own when None. "int8" has products of 8-bit numbers, the
             weights quantised once for every channel, the inputs at every call, and float32 or bfloat16 between them;
-            the pictures of a pass share a step, so that an answer depends, a little, on its neighbours in the batch.
+            the images of a pass share a scale, so a result depends slightly on the other images of its batch.
         compile: hand the model to torch.compile too; on CUDA only, where nothing is packed.
         graphs: capture CUDA graphs, one for every shape of pixels; on CUDA only, and not with `compile`.
 
@@ -390,24 +390,24 @@ def optimize(
     make: Make
     make_qkv: Make
     if wanted == "int8":
-        kind, make, make_qkv = torch.float32, QuantisedProduct, QuantisedProduct
+        kind, make, make_qkv = torch.float32, QuantisedLinear, QuantisedLinear
         if has_bfloat16():
-            make_qkv = partial(QuantisedProduct, dtype=torch.bfloat16)
+            make_qkv = partial(QuantisedLinear, dtype=torch.bfloat16)
         paths = {"products": "int8 by oneDNN, GELU and addition fused"}
-        if why := no_int8(weight.device) or fault(QuantisedProduct, model, kind, limit=0.1):
-            raise UsageError(f"dtype int8 cannot be had: {why}; use float32 or bfloat16")
+        if why := no_int8(weight.device) or fault(QuantisedLinear, model, kind, limit=0.1):
+            raise UsageError(f"dtype int8 is unavailable: {why}; use float32 or bfloat16")
     else:
-        kind, make = getattr(torch, wanted), PackedProduct
+        kind, make = getattr(torch, wanted), PackedLinear
         paths = {"products": "packed by oneDNN, GELU and addition fused"}
         limit = 1e-5 if kind == torch.float32 else 1e-2
-        if why := fault(PackedProduct, model, kind, limit):
-            make, paths = PlainProduct, {"products": f"plain: {why}"}
+        if why := fault(PackedLinear, model, kind, limit):
+            make, paths = PlainLinear, {"products": f"plain: {why}"}
         make_qkv = make
     if weight.device.type == "cpu":
         keep_memory()
     blocks: list[nn.Module] = []
     for i, block in enumerate(model.blocks):
-        if why := foreign(block):
+        if why := modified(block):
             paths[f"blocks.{i}"] = f"runs as it is: {why}"
             blocks.append(copy.deepcopy(block).to(kind).requires_grad_(False))
         else:
@@ -424,15 +424,15 @@ def optimize(
     return fast
 
 
-def pays(model: ImageModel, pictures: int) -> bool:
-    """Whether `optimize` takes less time than it saves on so many pictures; below, its copy is not worth the memory.
+def pays(model: ImageModel, images: int) -> bool:
+    """Return whether `optimize` takes less time than it saves on so many images.
 
-    Packing reads and writes every weight once; a picture saves in proportion to weights times tokens. So what counts
-    is the tokens of all pictures together. Measured on two Zen 4 cores with a ViT-B/16 (197 tokens a picture):
-    0.25 s in float32, and 0.055 s less for every picture; 0.13 s in bfloat16, and 0.025 s less.
+    Packing reads and writes every weight once; an image saves in proportion to weights times tokens. So what counts
+    is the tokens of all images together. Measured on two Zen 4 cores with a ViT-B/16 (197 tokens per image):
+    0.25 s in float32, and 0.055 s less per image; 0.13 s in bfloat16, and 0.025 s less.
     """
     on_cpu = type(model) is ViT and model.patch_embed.weight.device.type == "cpu"
-    return on_cpu and pictures * model.config.layout.count >= TOKENS_THAT_PAY
+    return on_cpu and images * model.config.layout.count >= TOKENS_THAT_PAY
 
 
 def keep_memory() -> None:
@@ -445,20 +445,20 @@ def keep_memory() -> None:
     torch.empty(KEPT_BYTES, dtype=torch.uint8)
 
 
-def fault(kind: Callable[..., Product], model: ViT, dtype: torch.dtype, limit: float) -> str | None:
-    """Why products of a kind cannot be used for a model; None when those of its first block equal the plain ones."""
+def fault(kind: Callable[..., FusedLinear], model: ViT, dtype: torch.dtype, limit: float) -> str | None:
+    """Return why a kind of linear layer cannot be used; None if it equals the plain one in the first block."""
     if model.patch_embed.weight.device.type != "cpu":
         return "weights are packed for the CPU only"
-    block = next((block for block in model.blocks if not foreign(block)), None)
+    block = next((block for block in model.blocks if not modified(block)), None)
     tokens, draw = model.config.layout.count, torch.Generator().manual_seed(0)
-    for weight_OI, bias_O, bend in constants_folded(cast(Block, block)) if block else []:
-        arguments = weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype), bend
+    for weight_OI, bias_O, activation in constants_folded(cast(Block, block)) if block else []:
+        arguments = weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype), activation
         x, add = (torch.randn(1, tokens, width, generator=draw).to(dtype) for width in reversed(weight_OI.shape))
-        plain = PlainProduct(*arguments)
+        plain = PlainLinear(*arguments)
         try:
             fast = kind(*arguments)
             results = [(fast(x.clone()), plain(x))]
-            if bend == "none":
+            if activation == "none":
                 results.append((fast(x.clone(), add=add.clone()), plain(x, add=add)))
         except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
             return f"torch {torch.__version__}: {str(error).strip().splitlines()[0]}"
@@ -468,8 +468,8 @@ def fault(kind: Callable[..., Product], model: ViT, dtype: torch.dtype, limit: f
     return None
 
 
-def foreign(block: nn.Module) -> str | None:
-    """Why a block is not what minivit built, so that what it computes is not known; None when it is."""
+def modified(block: nn.Module) -> str | None:
+    """Return how a block differs from the one that minivit built, or None if it does not."""
     for name, module in block.named_modules():
         if f"{name}.".startswith("attn.attend."):
             continue
@@ -497,7 +497,7 @@ PARTS: dict[str, tuple[type[nn.Module], ...]] = {
 
 
 def no_int8(device: torch.device) -> str | None:
-    """Why products of 8-bit numbers would not be fast here; None when the processor has an instruction for them."""
+    """Return why int8 GEMMs would not be fast here; None if the processor has an instruction for them."""
     if device.type != "cpu":
         return f"it is for the CPU, the model is on {device.type}"
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -506,7 +506,7 @@ def no_int8(device: torch.device) -> str | None:
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 numbers itself; elsewhere they are slower than float32."""
+    """Return whether the processor multiplies bfloat16 itself; elsewhere it is slower than float32."""
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(known.get("avx512_bf16") or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 

@@ -1,4 +1,4 @@
-"""Pictures in, answers out: the whole way from file to labels, or to an embedding."""
+"""From images to labels or embeddings: classify, iter_classify, embed, and the functions that they run per batch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minivit.errors import CheckpointError, ImageError, UsageError
-from minivit.images.decode import Picture
+from minivit.images.decode import ImageInput
 from minivit.images.spec import ImageSpec
 from minivit.inference.predictions import Prediction
 from minivit.inference.predictions import top_k as best
-from minivit.inference.prefetch import Answer, Item, answer_all
+from minivit.inference.prefetch import Input, Result, run_batches
 from minivit.model.capabilities import ImageModel, Model, image_model
 from minivit.model.config import SwinConfig
 from minivit.weights import load
@@ -23,49 +23,54 @@ from minivit.weights import load
 POOLS = ("cls", "mean", "cls+mean", "pooler", "projection", "tokens")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Classified:
-    """What became of one picture: `top`, or the `error` that stands in its place."""
+    """The outcome for one image: `top`, or the `error` that replaces it."""
 
-    picture: Picture  # as it was given
+    image: ImageInput  # as it was given
     top: list[Prediction] = field(default_factory=list)
     error: ImageError | None = None
-    warnings: list[str] = field(default_factory=list)  # liberties taken on the way to RGB
+    warnings: list[str] = field(default_factory=list)  # what was done to convert the image to RGB
+
+    @property
+    def picture(self) -> ImageInput:
+        """The former name of `image`."""
+        return self.image
 
 
 def iter_classify(
-    pictures: Iterable[Picture],
+    images: Iterable[ImageInput],
     *,
     model: Model | str | os.PathLike[str],
     top_k: int = 5,
     batch_size: int = 1,
     readers: int | None = None,
 ) -> Iterator[Classified]:
-    """Classify a stream of pictures, in order; a bad picture becomes a result with an error, the rest go on.
+    """Yield the outcome of every image, in order; an unreadable image yields an error, the others continue.
 
     Args:
-        pictures: paths, binary files or PIL images; drawn and read in threads, at most two batches ahead.
-        model: a loaded ViT or Swin with a head, or what `minivit.load` takes.
+        images: paths, binary files or PIL images; drawn and read in threads, at most two batches ahead.
+        model: a loaded model with a head, or what `minivit.load` accepts.
         top_k: how many classes to return.
-        batch_size: how many pictures run through the model at once.
-        readers: how many threads read ahead; `bulk.default_readers()` when None.
+        batch_size: images per forward pass.
+        readers: threads that read ahead; `prefetch.default_readers()` when None.
 
     Raises:
         CheckpointError: the model has no head or no preprocessing.
     """
-    model = picture_model(model)
-    for one in _answers(pictures, model, classifier(model, top_k), batch_size, readers):
+    loaded = loaded_image_model(model)
+    for one in _results(images, loaded, classifier(loaded, top_k), batch_size, readers):
         top = [] if one.error else one.value
-        yield Classified(picture=one.picture, top=top, error=one.error, warnings=one.warnings)  # type: ignore[arg-type]
+        yield Classified(image=one.image, top=top, error=one.error, warnings=one.warnings)  # type: ignore[arg-type]
 
 
 def classify(
-    images: Picture | Iterable[Picture], *, model: Model | str | os.PathLike[str], top_k: int = 5
+    images: ImageInput | Iterable[ImageInput], *, model: Model | str | os.PathLike[str], top_k: int = 5
 ) -> list[list[Prediction]]:
-    """The `top_k` most likely classes of every picture.
+    """Return the `top_k` most likely classes of every image.
 
     Raises:
-        ImageError: the first picture that cannot be read; `iter_classify` goes on instead.
+        ImageError: the first image that cannot be read; `iter_classify` continues instead.
         CheckpointError: the model has no head or no preprocessing.
     """
     results = list(iter_classify(_several(images), model=model, top_k=top_k))
@@ -76,7 +81,7 @@ def classify(
 
 
 def embed(
-    images: Picture | Iterable[Picture],
+    images: ImageInput | Iterable[ImageInput],
     *,
     model: Model | str | os.PathLike[str],
     pool: str = "cls",
@@ -84,18 +89,18 @@ def embed(
     norm: str | None = None,
     batch_size: int = 1,
 ) -> Tensor:
-    """What the model makes of every picture, before the head; pool, layer and norm as in `embedder`.
+    """Return one embedding per image, (images, ...), in the dtype of the model.
 
-    Returns:
-        (pictures, ...), as `embedder` gives it for each, in the dtype of the model.
+    Args:
+        pool, layer, norm: as in `embedder`.
 
     Raises:
-        UsageError: a pool or layer the checkpoint does not have.
-        ImageError: the first picture that cannot be read.
+        UsageError: a pool or layer that the checkpoint does not have.
+        ImageError: the first image that cannot be read.
     """
-    model = picture_model(model)
+    loaded = loaded_image_model(model)
     rows = []
-    for one in _answers(_several(images), model, embedder(model, pool, layer=layer, norm=norm), batch_size, None):
+    for one in _results(_several(images), loaded, embedder(loaded, pool, layer=layer, norm=norm), batch_size, None):
         if one.error:
             raise one.error
         rows.append(one.value)
@@ -103,7 +108,7 @@ def embed(
 
 
 def classifier(model: ImageModel, top_k: int) -> Callable[[Tensor], list[list[Prediction]]]:
-    """pixels_BCHW -> the `top_k` best Predictions of each picture.
+    """Return a function: pixels_BCHW -> the `top_k` best Predictions of each image.
 
     Raises:
         CheckpointError: the model has no head.
@@ -115,35 +120,37 @@ def classifier(model: ImageModel, top_k: int) -> Callable[[Tensor], list[list[Pr
         )
 
     @torch.inference_mode()
-    def answer(pixels_BCHW: Tensor) -> list[list[Prediction]]:
+    def predict(pixels_BCHW: Tensor) -> list[list[Prediction]]:
         return best(model(pixels_BCHW), model.labels, top_k, model.config.score)
 
-    return answer
+    return predict
 
 
 def embedder(
     model: ImageModel, pool: str = "cls", *, layer: int | None = None, norm: str | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """pixels_BCHW -> one embedding of each picture.
+    """Return a function: pixels_BCHW -> one embedding of each image.
 
     Args:
-        pool: "cls" (the class token after the final norm), "mean" (of the patches), "cls+mean" (both, one behind
-            the other: 2 D), "pooler" (the tanh layer or the attention pool, where the checkpoint has one): (B, D);
-            "projection" (into the space pictures share with texts, where it has one): (B, projection); or
+        pool: "cls" (the class token after the final norm), "mean" (of the patches), "cls+mean" (both, concatenated:
+            2 D), "pooler" (the tanh layer or the attention pool, if the checkpoint has one): (B, D);
+            "projection" (into the space that images share with texts, if it has one): (B, projection); or
             "tokens": (B, N, D).
         layer: take the tokens after this block, before any final norm (`blocks.{layer}.resid_post` of a trace):
-            0 is the first, -1 the last; the blocks behind it are not run. None: after the final norm.
-        norm: "l2" scales every vector to length 1; a vector of zeros stays.
+            0 is the first, -1 the last; later blocks do not run. None: after the final norm.
+        norm: "l2" divides every vector by its L2 norm; a zero vector stays zero.
 
     Raises:
-        UsageError: a pool, layer or norm that is not there.
+        UsageError: a pool, layer or norm that does not exist.
     """
     if pool not in POOLS:
         raise UsageError(f"pool is {pool!r}; it must be one of {', '.join(POOLS)}")
     if norm not in (None, "l2"):
-        raise UsageError(f"norm is {norm!r}; it must be l2, or none at all")
+        raise UsageError(f"norm is {norm!r}; it must be l2 or None")
     if model.windowed and (layer is not None or pool not in ("mean", "tokens")):
-        raise UsageError(f"{model.name}: of a Swin the tokens of the last stage are left, as pool mean or tokens")
+        raise UsageError(
+            f"{model.name}: a Swin keeps the tokens of its last stage only; use pool mean or tokens, without a layer"
+        )
     depth = len(model.blocks)
     if layer is not None and not -depth <= layer < depth:
         raise UsageError(
@@ -152,7 +159,7 @@ def embedder(
     absent = {
         "cls": not model.config.cls_token,
         "cls+mean": not model.config.cls_token,
-        "pooler": model.windowed or (model.pooler is model.attn_pool is None) or layer is not None,
+        "pooler": model.windowed or (model.pooler is None and model.attn_pool is None) or layer is not None,
         "projection": not model.config.projection or layer is not None,
     }
     if absent.get(pool):
@@ -180,54 +187,58 @@ def embedder(
         return torch.cat([parts[part] for part in pool.split("+")], dim=-1)
 
     @torch.inference_mode()
-    def answer(pixels_BCHW: Tensor) -> Tensor:
+    def predict(pixels_BCHW: Tensor) -> Tensor:
         embeddings = pooled(tokens_after(pixels_BCHW))
         return F.normalize(embeddings, dim=-1) if norm else embeddings
 
-    return answer
+    return predict
 
 
 def embedding_shape(model: ImageModel, pool: str) -> tuple[int, ...]:
-    """The shape of one embedding of a pool the model has, for pictures of its preprocessing."""
+    """Return the shape of one embedding of `pool`, for images of the model's preprocessing."""
     config = model.config
     size = image_spec_of(model).size
-    assert size is not None  # image_spec_of refuses what has no size of its own
+    assert size is not None  # image_spec_of refuses a spec without a fixed size
     width = config.stages[-1].width if isinstance(config, SwinConfig) else config.width
     sizes = {"cls+mean": (2 * width,), "projection": (config.projection,)}
     return (config.layout_for(size).count, width) if pool == "tokens" else sizes.get(pool, (width,))
 
 
-def _answers(
-    pictures: Iterable[Picture], model: ImageModel, answer: Callable, batch_size: int, readers: int | None
-) -> Iterator[Answer]:
+def _results(
+    images: Iterable[ImageInput], model: ImageModel, predict: Callable, batch_size: int, readers: int | None
+) -> Iterator[Result]:
     like = model.patch_embed.weight
-    items = (Item(picture) for picture in pictures)
-    return answer_all(items, answer, image_spec_of(model), like=like, batch_size=batch_size, readers=readers)
+    return run_batches(
+        map(Input, images), predict, image_spec_of(model), like=like, batch_size=batch_size, readers=readers
+    )
 
 
-def _several(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
-    """One picture or many, as many. A string is a path, a file object and a PIL image are one picture."""
+def _several(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
+    """Return one image or many as many. A string is a path; a file object and a PIL image are one image."""
     one = isinstance(images, (str, os.PathLike)) or hasattr(images, "read") or hasattr(images, "getexif")
     return [images] if one else images  # type: ignore[list-item, return-value]
 
 
-def picture_model(model: Model | str | os.PathLike[str]) -> ImageModel:
-    """The model that reads the pictures: of two towers, the image tower."""
-    given = load(model) if isinstance(model, (str, os.PathLike)) else model
-    return image_model(given)
+def loaded_image_model(model: Model | str | os.PathLike[str]) -> ImageModel:
+    """Return the model that takes images, loaded if necessary: the image tower of a CLIP, else the model itself."""
+    return image_model(load(model) if isinstance(model, (str, os.PathLike)) else model)
 
 
 def image_spec_of(model: ImageModel) -> ImageSpec:
-    """The model's preprocessing; refuses before the first picture what would fail, or mislead, at every one."""
+    """Return the model's preprocessing.
+
+    Raises:
+        CheckpointError: it has none, or one whose images the model does not accept.
+    """
     if model.image_spec is None:
         raise CheckpointError(
-            f"{model.name}: has no preprocessor_config.json, so nothing says how its pictures are prepared; "
-            "put the one of the model it was made from beside config.json"
+            f"{model.name}: has no preprocessor_config.json, so its image preprocessing is unknown; "
+            "copy the one of its original model beside config.json"
         )
     size = model.image_spec.size
     if size != model.config.image_size and not (size and model.config.any_size):
         wanted = "{} x {}".format(*model.config.image_size)
-        raise CheckpointError(f"{model.name}: reads pictures of {wanted}, its preprocessing makes: {model.image_spec}")
+        raise CheckpointError(f"{model.name}: takes images of {wanted}, its preprocessing makes: {model.image_spec}")
     if model.config.channels != 3:
-        raise CheckpointError(f"{model.name}: reads {model.config.channels} channels; pictures are prepared as RGB")
+        raise CheckpointError(f"{model.name}: takes {model.config.channels} channels; images are prepared as RGB")
     return model.image_spec

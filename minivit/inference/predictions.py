@@ -1,4 +1,4 @@
-"""Logits become answers: the k best classes with their names and scores."""
+"""From logits to predictions: the k best classes with their names and scores."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One class the head proposes."""
+    """One class that the model predicts."""
 
-    index: int  # of the head's output
-    label: str | None  # its name, None where the checkpoint names none
-    score: float  # 0 to 1: softmax probability, or of SigLIP the sigmoid of the class alone
+    index: int  # of the output of the head
+    label: str | None  # its name, None when the checkpoint has no names
+    score: float  # 0 to 1: softmax probability, or for SigLIP the sigmoid of this class alone
 
 
 def top_k(
     logits_BL: Tensor, labels: Mapping[int, str] | None, k: int = 5, score: str = "softmax"
 ) -> list[list[Prediction]]:
-    """The k most likely classes of every row, best first; all of them when there are fewer than k.
+    """Return the k most likely classes of every row, best first; all of them when there are fewer than k.
 
     The softmax is taken in float64: scores of half-precision logits sum to 1. `score` is ViTConfig's.
     """

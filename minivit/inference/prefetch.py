@@ -1,4 +1,4 @@
-"""Many pictures through one model: threads read ahead, batches keep their places, results come in order."""
+"""Many images through one model: threads read ahead, every image keeps its place, results come in order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from minivit.errors import ImageError
-from minivit.images.decode import Picture, open_image
+from minivit.images.decode import ImageInput, open_image
 from minivit.images.preprocess import levels_from_image, normalize, pixels_from_image, resize_and_crop
 from minivit.images.spec import ImageSpec
 
@@ -27,69 +27,69 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-class Item(NamedTuple):
-    """A picture to answer for, or the reason why there is none; and what is known of it from an earlier run."""
+class Input(NamedTuple):
+    """An image to predict, or the reason why there is none; and what an earlier run knows of it."""
 
-    picture: Picture | ImageError
-    sha256: str | None = None  # of the bytes it was answered for already
+    image: ImageInput | ImageError
+    sha256: str | None = None  # of the bytes that an earlier run predicted
 
 
 @dataclass(kw_only=True)
-class Answer:
-    """What became of one picture: its `value`, or the `error` that stands in its place."""
+class Result:
+    """The outcome for one image: its `value`, or the `error` that replaces it."""
 
-    picture: Picture | ImageError  # as it was given
-    value: Any = None  # what the model's answer was for this picture
+    image: ImageInput | ImageError  # as it was given
+    value: Any = None  # what `predict` returned for this image
     error: ImageError | None = None
-    warnings: list[str] = field(default_factory=list)  # liberties taken on the way to RGB
-    sha256: str | None = None  # of the file's bytes, where it was asked for and they could be read
-    kept: bool = False  # the bytes are those of Item.sha256, so the earlier answer stands; there is no value
+    warnings: list[str] = field(default_factory=list)  # what was done to convert the image to RGB
+    sha256: str | None = None  # of the file's bytes, when hashing is on and they could be read
+    kept: bool = False  # the bytes have Input.sha256: the earlier record stays valid, and there is no value
 
 
 @dataclass(kw_only=True)
-class _Read(Answer):
-    """An answer on its way, with what the model needs."""
+class _Loaded(Result):
+    """A result in progress, with the model's input."""
 
-    prepared: Tensor | None = None  # levels (C, H, W), uint8; under float_resize pixels (C, H, W), float32
+    prepared: Tensor | None = None  # levels (C, H, W), uint8; with float_resize pixels (C, H, W), float32
 
 
 def default_readers() -> int:
-    """Threads that read ahead: one for every two cores, at most eight."""
+    """Return the number of threads that read ahead: one per two cores, at most eight."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, max(1, cores // 2))
 
 
-def answer_all(
-    items: Iterable[Item],
-    answer: Callable[[Tensor], Sequence[Any]],
+def run_batches(
+    inputs: Iterable[Input],
+    predict: Callable[[Tensor], Sequence[Any]],
     spec: ImageSpec,
     *,
     like: Tensor,
     batch_size: int = 1,
     readers: int | None = None,
     hashing: bool = False,
-) -> Generator[Answer, None, None]:
-    """Answer for every picture, in order; a bad picture becomes an answer with an error, the rest go on.
+) -> Generator[Result, None, None]:
+    """Yield one Result per image, in order; an image that cannot be read yields an error, the others continue.
 
-    Reading, decoding and resizing run in threads beside the model: Pillow lets go of Python's lock in both.
-    At most two batches lie ready, so memory does not grow with the number of pictures.
+    Threads read, decode and resize beside the model: Pillow releases Python's lock in both. At most two batches
+    wait, so memory does not grow with the number of images.
 
-    Picture i runs in batch i // batch_size at place i % batch_size, and a bad picture leaves its place black:
-    the shapes the model sees depend on the number of pictures alone, and so do the roundings. Pictures that
-    are kept from an earlier run are read again only where their batch is.
+    Image i runs in batch i // batch_size at position i % batch_size, and an unreadable image leaves its position
+    black: batch shapes, and so roundings, depend on the number of images alone. Images that are kept from an
+    earlier run are read again only when their batch runs.
 
     Args:
-        items: drawn in a thread, one after the other, as room becomes free.
-        answer: pixels_BCHW -> one result for each of the B pictures.
-        spec: how a picture becomes pixels.
-        like: a tensor of the device and dtype the pixels are wanted in.
-        batch_size: pictures at once.
+        inputs: drawn in a thread, one after another, as room becomes free.
+        predict: pixels_BCHW -> a sequence of B values.
+        spec: how an image becomes pixels.
+        like: a tensor with the device and dtype of the pixels.
+        batch_size: images per forward pass.
         readers: threads that read ahead; `default_readers()` when None.
-        hashing: take the sha256 of every file; Item.sha256 means nothing without it.
+        hashing: compute the sha256 of every file; Input.sha256 is ignored without it.
     """
     seen = read_ahead(
-        items,
-        lambda item: _read(item, spec, hashing),
+        inputs,
+        lambda one: _load(one, spec, hashing),
         readers=readers or default_readers(),
         ahead=2 * batch_size,
     )
@@ -98,20 +98,20 @@ def answer_all(
             for one in batch:
                 if one.kept:
                     with suppress(ImageError):
-                        one.prepared = _prepare(one.picture, spec, _name(one.picture), [])
+                        one.prepared = _prepare(one.image, spec, _name(one.image), [])
             black = torch.zeros_like(next(one.prepared for one in batch if one.prepared is not None))
             stacked = torch.stack([black if one.prepared is None else one.prepared for one in batch])
-            for one, value in zip(batch, answer(_pixels(stacked, spec, like)), strict=True):
+            for one, value in zip(batch, predict(_pixels(stacked, spec, like)), strict=True):
                 one.value = value if one.prepared is not None and not one.kept else None
                 one.prepared = None
         yield from batch
 
 
 def read_ahead(items: Iterable[A], read: Callable[[A], B], *, readers: int, ahead: int) -> Iterator[B]:
-    """`map(read, items)` by `readers` threads that have at most `ahead` results waiting; in the order of the items.
+    """Yield `map(read, items)` in order, computed by `readers` threads with at most `ahead` results waiting.
 
-    An item is handed out as soon as it is read, even while the next one is still waited for. What `items`
-    or `read` raise is raised here, in its turn. The threads end with the process, even when one hangs.
+    A result is yielded as soon as it is ready, even while `items` still waits for its next one. An exception of
+    `items` or `read` is raised here, in its turn. The threads are daemons: they end with the process.
     """
     source = iter(items)
     room = threading.Semaphore(ahead)
@@ -155,28 +155,28 @@ def read_ahead(items: Iterable[A], read: Callable[[A], B], *, readers: int, ahea
     finally:
         ended.set()
         room.release(readers)
-        # An interpreter that ends under a thread in the midst of C++ aborts; one that waits for input may be left.
+        # Python aborts when it ends while a thread runs C++ code; a thread that waits for input may be left.
         until = time.monotonic() + 1
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
 
 
-def _read(item: Item, spec: ImageSpec, hashing: bool) -> _Read:
-    """One picture on its way: prepared, or with the reason why not, or kept as it is."""
-    one = _Read(picture=item.picture)
+def _load(given: Input, spec: ImageSpec, hashing: bool) -> _Loaded:
+    """Return one image prepared for the model, or with the reason why not, or marked as kept."""
+    one = _Loaded(image=given.image)
     try:
         with ExitStack() as opened:
-            source, one.sha256 = _hashed(item.picture, opened) if hashing else (item.picture, None)
-            one.kept = one.sha256 is not None and one.sha256 == item.sha256
+            source, one.sha256 = _hashed(given.image, opened) if hashing else (given.image, None)
+            one.kept = one.sha256 is not None and one.sha256 == given.sha256
             if not one.kept:
-                one.prepared = _prepare(source, spec, _name(item.picture), one.warnings)
+                one.prepared = _prepare(source, spec, _name(given.image), one.warnings)
     except ImageError as error:
         one.error = error
     return one
 
 
-def _prepare(source: Picture | ImageError, spec: ImageSpec, name: str, warnings: list[str]) -> Tensor:
-    """The picture up to the arithmetic that is better done for a whole batch; raises ImageError."""
+def _prepare(source: ImageInput | ImageError, spec: ImageSpec, name: str, warnings: list[str]) -> Tensor:
+    """Return the image at the size of `spec`; `_pixels` does the arithmetic for a whole batch. Raises ImageError."""
     if isinstance(source, ImageError):
         raise source
     _refuse_pipes(source)
@@ -185,42 +185,42 @@ def _prepare(source: Picture | ImageError, spec: ImageSpec, name: str, warnings:
 
 
 def _pixels(prepared: Tensor, spec: ImageSpec, like: Tensor) -> Tensor:
-    """A stack of `_prepare` as pixels_BCHW; the bytes are what travels to a GPU, a quarter of the floats."""
+    """Return stacked results of `_prepare` as pixels_BCHW; bytes are sent to a GPU, a quarter of the floats."""
     if like.is_cuda:
         prepared = prepared.to(like.device)
     return (normalize(prepared, spec) if prepared.dtype == torch.uint8 else prepared).to(like)
 
 
-def _hashed(picture: Picture | ImageError, opened: ExitStack) -> tuple[Picture | ImageError, str | None]:
-    """The picture, opened where it was a path, and the sha256 of its bytes; None where there are none to read."""
-    file: Any = picture
+def _hashed(image: ImageInput | ImageError, opened: ExitStack) -> tuple[ImageInput | ImageError, str | None]:
+    """Return the image, opened if it was a path, and the sha256 of its bytes, or None when it has none."""
+    file: Any = image
     try:
-        if isinstance(picture, (str, os.PathLike)):
-            _refuse_pipes(picture)
-            file = opened.enter_context(open(picture, "rb"))  # noqa: SIM115
-        elif not hasattr(picture, "seek") or not hasattr(picture, "read"):
-            return picture, None
+        if isinstance(image, (str, os.PathLike)):
+            _refuse_pipes(image)
+            file = opened.enter_context(open(image, "rb"))  # noqa: SIM115
+        elif not hasattr(image, "seek") or not hasattr(image, "read"):
+            return image, None
         file.seek(0)
         digest = hashlib.sha256()
         while block := file.read(2**20):
             digest.update(block)
         file.seek(0)
     except (OSError, ValueError):
-        return picture, None  # opening it once more says why
+        return image, None  # opening it once more says why
     return file, digest.hexdigest()
 
 
-def _name(picture: Picture | ImageError) -> str:
-    return str(picture) if isinstance(picture, (str, os.PathLike)) else ImageError.UNNAMED
+def _name(image: ImageInput | ImageError) -> str:
+    return str(image) if isinstance(image, (str, os.PathLike)) else ImageError.UNNAMED
 
 
-def _refuse_pipes(picture: Picture | ImageError) -> None:
-    """A pipe or a device among the pictures would be waited for without end."""
-    if isinstance(picture, (str, os.PathLike)):
+def _refuse_pipes(image: ImageInput | ImageError) -> None:
+    """A pipe or a device ."""
+    if isinstance(image, (str, os.PathLike)):
         try:
-            mode = os.stat(picture).st_mode
+            mode = os.stat(image).st_mode
         except (OSError, ValueError):
             return  # opening it says why
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            message = f"{picture}: a pipe or a device, not a file; one picture can come in through -"
+            message = f"{image}: a pipe or a device, not a file; one image can be read from standard input, -"
             raise ImageError("unreadable", message)

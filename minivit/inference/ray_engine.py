@@ -1,7 +1,7 @@
-"""The same bulk job on Ray Data: one actor per worker holds the model, Parquet shards come out.
+"""The same run on Ray Data: one actor per worker holds the model and writes Parquet shards.
 
-Ray places the work, moves it, and does it again when a worker dies; what a worker does with its pictures is
-`bulk.answer_all`, as on one machine, and its rows are the same records. Nothing of Ray is written by hand.
+Ray places the work, moves it, and repeats it when a worker dies; each worker runs `prefetch.run_batches`, as on one
+machine, and writes the same records.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -20,23 +21,42 @@ import torch
 
 from minivit.errors import CheckpointError, UsageError, WriteError
 from minivit.images.decode import IMAGE_SUFFIXES
-from minivit.inference.embeddings import import_pyarrow, parquet_schema, parquet_table, vector_bytes
+from minivit.inference.bulk import Summary
 from minivit.inference.optimize import optimize
-from minivit.inference.predict import classifier, embedder, embedding_shape, image_spec_of, picture_model
-from minivit.inference.prefetch import Item, answer_all
+from minivit.inference.parquet import import_pyarrow, parquet_schema, parquet_table
+from minivit.inference.predict import classifier, embedder, embedding_shape, image_spec_of, loaded_image_model
+from minivit.inference.prefetch import Input, run_batches
 from minivit.inference.records import fingerprint, record
+from minivit.model.capabilities import ImageModel
 from minivit.weights import load
 
-CHUNK = 256  # pictures a worker takes at a time, about: what is done again when it dies
+CHUNK = 256  # images that a worker takes at a time, about; repeated when the worker dies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every worker does: classify when `top_k` is set, else embed."""
+
+    model: str  # as `load` takes it, and the next three
+    revision: str | None = None
+    family: str | None = None
+    dtype: str = "float32"
+    folder: str  # where relative paths begin, on nodes that have it
+    constant: dict[str, Any]  # of `records.constants`: with device and, under "run", batch_size and fast
+    readers: int | None = None  # threads of each worker
+    top_k: int | None = None
+    pool: str = "cls"  # this and the next two as in `embedder`
+    layer: int | None = None
+    norm: str | None = None
 
 
 def start(address: str | None, *, quiet: bool = True) -> Any:
-    """Join the cluster at `address` ("auto", "10.0.0.1:6379"), or start one of this machine alone; returns ray.
+    """Join the cluster at `address` ("auto", "10.0.0.1:6379"), or start one on this machine; return the module ray.
 
-    Usage statistics, which Ray would send home, are switched off.
+    Ray's usage statistics are switched off.
 
     Raises:
-        UsageError: ray is not installed, or no cluster answers there.
+        UsageError: ray is not installed, or no cluster runs there.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
@@ -54,12 +74,12 @@ def start(address: str | None, *, quiet: bool = True) -> Any:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = not quiet
     if quiet:
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error comes as one line of ours
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised as one line instead
     return ray
 
 
 def chunks(paths: Iterable[str], batch_size: int) -> Iterator[dict[str, Any]]:
-    """Paths as the rows of a data set for `run`: whole batches, the same ones as on one machine."""
+    """Yield paths as rows of a data set for `run`: whole batches, the same as on one machine."""
     size, start, paths = -(-CHUNK // batch_size) * batch_size, 0, iter(paths)
     while some := list(islice(paths, size)):
         yield {"start": start, "count": len(some), "paths": list(map(os.fsencode, some))}
@@ -67,10 +87,10 @@ def chunks(paths: Iterable[str], batch_size: int) -> Iterator[dict[str, Any]]:
 
 
 def read(addresses: list[str]) -> Any:
-    """The pictures under addresses that pyarrow or Ray can read, s3://bucket/photos, as a data set for `run`.
+    """Return the images under addresses that Ray can read, such as s3://bucket/photos, as a data set for `run`.
 
     Raises:
-        UsageError: they cannot be listed, or there is no picture among them.
+        UsageError: they cannot be listed, or there is no image among them.
     """
     import ray
 
@@ -79,50 +99,45 @@ def read(addresses: list[str]) -> Any:
         return ray.data.read_binary_files(addresses, include_paths=True, file_extensions=suffixes)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).partition("\n")[0]
-        raise UsageError(f"{', '.join(addresses)}: Ray finds no pictures there ({reason})") from None
+        raise UsageError(f"{', '.join(addresses)}: Ray finds no images there ({reason})") from None
 
 
-def run(
-    dataset: Any, out: str | os.PathLike[str], job: dict[str, Any], *, workers: int | None = None
-) -> dict[str, int]:
-    """Answer for all pictures of a Ray data set and write the records to `out`, a new folder of Parquet shards.
+def run(dataset: Any, out: str | os.PathLike[str], job: Job, *, workers: int | None = None) -> Summary:
+    """Run all images of a Ray data set, write the records to `out` as Parquet shards, and return how many failed.
 
     Args:
-        dataset: rows of `chunks`, or any Ray data set with a column "path" and, unless workers can open it, "bytes".
-        out: where every worker can write; the column "index" is the place among the inputs, where they have one.
-        job: what `Worker` takes.
-        workers: actors; one for every node when None, or for every GPU where the job runs on them.
-
-    Returns:
-        {"records": how many, "failed": of them, those with an error}, counted in what was written.
+        dataset: from `chunks` or `read`, or any Ray data set with a column "path" and, unless workers can open the
+            path, "bytes".
+        out: a new folder that all nodes share; its column "index" is the place among the inputs, if they have one.
+        workers: actors; one per node when None, or one per GPU when the job runs on GPUs.
 
     Raises:
         UsageError: `out` cannot be made.
-        WriteError: Ray gave up, or what was written is not one record for every input.
+        WriteError: Ray failed, or `out` has not one record per input.
     """
     import ray
     from ray.data import ActorPoolStrategy
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    on_gpu = job["constant"]["device"].startswith("cuda")
+    on_gpu = job.constant["device"].startswith("cuda")
     resources: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
     if on_gpu:
         workers = workers or int(sum(node.get("GPU", 0) for node in alive))
         resources["num_gpus"] = 1
     else:
         workers = workers or len(alive)
-        least = int(min(node["CPU"] for node in alive))
-        resources["num_cpus"] = max(1, least - 1)  # one is left for reading and writing
+        cores = int(min(node["CPU"] for node in alive))
+        resources["num_cpus"] = max(1, cores - 1)  # one core is left for reading and writing
     chunked = "paths" in dataset.columns()
 
-    class Holder(Worker):
-        """A Worker that brings its job along: one that is started again needs nothing of a node that may be lost."""
+    class JobWorker(Worker):
+        """A Worker with its job: when it is restarted, it needs nothing from a node that may be lost."""
 
         def __init__(self) -> None:
             super().__init__(job)
 
-    answered = dataset.map_batches(
-        Holder,
+    predicted = dataset.map_batches(
+        JobWorker,
         batch_size=1 if chunked else CHUNK,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=workers),
@@ -134,47 +149,37 @@ def run(
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror})") from None
     try:
-        answered.write_parquet(str(out))
+        predicted.write_parquet(str(out))
     except ray.exceptions.RayError as error:
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-        raise WriteError(f"{out}: is not complete, remove it; the cluster gave up: {reason.strip()}") from None
+        raise WriteError(f"{out}: is incomplete, remove it; the cluster failed: {reason.strip()}") from None
     expected = dataset.sum("count") if chunked else dataset.count()
     return _count(out, int(expected or 0), chunked)
 
 
 class Worker:
-    """What an actor does: holds the model, turns pictures into rows.
+    """One actor: it holds the model and turns a pyarrow Table of images into one of their records."""
 
-    Args:
-        job: {"model", "revision", "family", "dtype"}: as `load` takes them; "folder": where relative paths begin,
-            on a node that has it; "constant": the fields all records share, which say whether the fast path runs;
-            "batch_size"; "readers"; and either "top_k" or "pool", "layer" and "norm".
-    """
-
-    def __init__(self, job: dict[str, Any]):
+    def __init__(self, job: Job):
         with suppress(OSError):
-            os.chdir(job["folder"])
-        dtype = getattr(torch, job["dtype"])
-        constant = job["constant"]
-        loaded = load(
-            job["model"], revision=job["revision"], family=job["family"], dtype=dtype, device=constant["device"]
-        )
-        model: Any = picture_model(loaded)
-        if fingerprint(model) != constant["run"]["weights"]:
-            raise CheckpointError(f"{job['model']}: a worker finds other weights there than the driver")
+            os.chdir(job.folder)
+        dtype = getattr(torch, job.dtype)
+        device = job.constant["device"]
+        loaded = load(job.model, revision=job.revision, family=job.family, dtype=dtype, device=device)
+        model: ImageModel = loaded_image_model(loaded)
+        if fingerprint(model) != job.constant["run"]["weights"]:
+            raise CheckpointError(f"{job.model}: a worker finds other weights than the driver")
         self.job, self.spec = job, image_spec_of(model)
         self.like = model.patch_embed.weight.detach()[:0]
-        model = optimize(model) if constant["run"]["fast"] else model
+        model = optimize(model) if job.constant["run"]["fast"] else model
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        self.shape = None if "top_k" in job else embedding_shape(model, job["pool"])
-        self.answer: Callable = (
-            classifier(model, job["top_k"])
-            if self.shape is None
-            else embedder(model, job["pool"], layer=job["layer"], norm=job["norm"])
+        self.shape = None if job.top_k else embedding_shape(model, job.pool)
+        self.predict: Callable = (
+            classifier(model, job.top_k) if job.top_k else embedder(model, job.pool, layer=job.layer, norm=job.norm)
         )
 
     def __call__(self, batch: Any) -> Any:
-        """A pyarrow Table of pictures -> one of their records."""
+        """Return the records of a Table of `chunks` or `read`."""
         pa, _ = import_pyarrow()
         rows = batch.to_pylist()
         if "paths" in batch.column_names:
@@ -182,29 +187,26 @@ class Worker:
             given: list[tuple[int | None, str, Any]] = [(index, path, path) for index, path in named]
         else:
             given = [(None, row["path"], BytesIO(row["bytes"]) if "bytes" in row else row["path"]) for row in rows]
-        answers = answer_all(
-            (Item(picture) for _, _, picture in given),
-            self.answer,
+        results = run_batches(
+            (Input(image) for _, _, image in given),
+            self.predict,
             self.spec,
             like=self.like,
-            batch_size=self.job["batch_size"],
-            readers=self.job["readers"],
+            batch_size=self.job.constant["run"]["batch_size"],
+            readers=self.job.readers,
             hashing=True,
         )
-        records, vectors = [], []
-        for (_, path, _), answer in zip(given, answers, strict=True):
-            item = record(path, answer, self.job["constant"])
-            if self.shape is not None:
-                nothing = torch.full(self.shape, math.nan, dtype=self.dtype)
-                vectors.append(vector_bytes(item.pop("embedding", nothing).to(self.dtype)))
-            records.append(item)
-        schema = parquet_schema(self.shape, self.dtype)
-        table = parquet_table(records, b"".join(vectors) if self.shape is not None else None, schema)
+        records = [record(path, result, self.job.constant) for (_, path, _), result in zip(given, results, strict=True)]
+        vectors = None
+        if self.shape is not None:
+            missing = torch.full(self.shape, math.nan)
+            vectors = torch.stack([item.pop("embedding", missing).to("cpu", self.dtype) for item in records]).numpy()
+        table = parquet_table(records, vectors, parquet_schema(self.shape, self.dtype))
         return table.add_column(0, "index", pa.array([index for index, _, _ in given], pa.int64()))
 
 
-def _count(out: Path, expected: int, indexed: bool) -> dict[str, int]:
-    """Read back what was written: every input once, or WriteError."""
+def _count(out: Path, expected: int, indexed: bool) -> Summary:
+    """Read the shards back; raise WriteError unless they have every input once."""
     _, pq = import_pyarrow()
     seen: set[int] = set()
     records = failed = 0
@@ -217,4 +219,4 @@ def _count(out: Path, expected: int, indexed: bool) -> dict[str, int]:
         raise WriteError(
             f"{out}: has {records} records of {len(seen)} inputs, there are {expected} inputs; do not use it"
         )
-    return {"records": records, "failed": failed}
+    return Summary(records=records, failed=failed)

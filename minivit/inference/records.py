@@ -1,4 +1,4 @@
-"""An answer as the record that is written down: the same fields from one machine or many, and of which run they are."""
+"""Results as records: the same fields from one machine or from many, and the run that they belong to."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from typing import Any
 import torch
 
 from minivit.images.spec import ImageSpec
-from minivit.inference.prefetch import Answer
+from minivit.inference.prefetch import Result
 from minivit.model.capabilities import ImageModel
 
 SCHEMA = 1  # of the records; a field is only ever added under the same number
 
 
-def record(path: str, answer: Answer, constant: dict[str, Any]) -> dict[str, Any]:
-    """One picture as a record of SCHEMA, scores unrounded; JSON-ready but for an embedding, which stays a tensor.
+def record(path: str, result: Result, constant: dict[str, Any]) -> dict[str, Any]:
+    """Return one result as a record of SCHEMA, scores unrounded; all JSON-ready except an embedding, a tensor.
 
     Args:
-        path: what stands for the picture.
-        answer: its value is a list of Prediction, or one embedding.
-        constant: the fields every record of a run shares, as `constants` gives them.
+        path: the name of the image.
+        result: its value is a list of Prediction, or one embedding.
+        constant: the fields that every record of a run shares, from `constants`.
     """
-    if answer.error:
-        message = str(answer.error.named(path))
-        outcome: dict[str, Any] = {"error": {"code": answer.error.code, "message": message}}
-    elif isinstance(answer.value, torch.Tensor):
-        outcome = {"embedding": answer.value}
+    if result.error:
+        message = str(result.error.named(path))
+        outcome: dict[str, Any] = {"error": {"code": result.error.code, "message": message}}
+    elif isinstance(result.value, torch.Tensor):
+        outcome = {"embedding": result.value}
     else:
-        outcome = {"top": [{"index": p.index, "label": p.label, "score": p.score} for p in answer.value]}
-    sha256 = {"sha256": answer.sha256} if "run" in constant else {}
-    warnings = {"warnings": answer.warnings} if answer.warnings else {}
+        outcome = {"top": [{"index": p.index, "label": p.label, "score": p.score} for p in result.value]}
+    sha256 = {"sha256": result.sha256} if "run" in constant else {}
+    warnings = {"warnings": result.warnings} if result.warnings else {}
     return {"schema": SCHEMA, "path": path, **outcome, **sha256, **constant, **warnings}
 
 
 def constants(model: ImageModel, **run: Any) -> dict[str, Any]:
-    """The fields every record of a run shares: model, revision, device and, where any is given, the settings `run`."""
+    """Return the fields that all records of a run share: model, revision, device and, if given, the settings `run`."""
     device = str(model.patch_embed.weight.device)
     shared: dict[str, Any] = {"model": model.name, "revision": model.revision, "device": device}
     return {**shared, "run": {**run, "weights": fingerprint(model)}} if run else shared
 
 
 def preprocessing(spec: ImageSpec) -> dict[str, Any]:
-    """An ImageSpec as JSON-ready data."""
+    """Return an ImageSpec as JSON-ready data."""
     return {key: value for key, value in json.loads(json.dumps(asdict(spec))).items() if key != "source"}
 
 
 def fingerprint(model: ImageModel) -> str:
-    """16 hexadecimal digits for weights, architecture and preprocessing: a retrained model in its old folder differs.
+    """Return 16 hexadecimal digits for weights, architecture and preprocessing; a retrained model has others.
 
-    Of every parameter the shape, the dtype and the first 64 numbers are read, which costs no time.
+    Of every parameter the shape, the dtype and the first 64 numbers count, which takes no time.
     """
     digest = hashlib.sha256(f"{model.config} {model.image_spec!r}".encode())
     for name, parameter in model.named_parameters():

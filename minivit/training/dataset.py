@@ -1,39 +1,40 @@
-"""Labelled pictures for training and evaluation: a folder of class folders, or a tar of one."""
+"""Labelled images for training and evaluation, from a folder of class folders or from a tar of one."""
 
 from __future__ import annotations
 
 import random
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from minivit.errors import UsageError
 from minivit.images.decode import IMAGE_SUFFIXES, open_image
-from minivit.images.preprocess import levels_from_image, resize_and_crop
+from minivit.images.preprocess import levels_from_image
 from minivit.images.spec import ImageSpec
+from minivit.training.augment import augment
 from minivit.training.recipe import Augmentation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Photos:
-    """Pictures with their classes. The class of a picture is the folder it lies in."""
+class LabelledImages:
+    """Images with their classes. The class of an image is the name of its folder."""
 
     source: Path  # the folder or the tar
     classes: list[str]  # folder names in sorted order; a label is an index into this list
-    names: list[str]  # path of every picture inside the source, sorted
+    names: list[str]  # path of every image inside the source, sorted
     labels: list[int]
-    spans: list[tuple[int, int]] | None  # (offset, bytes) of every picture in the tar; None for a folder
+    spans: list[tuple[int, int]] | None  # (offset, bytes) of every image in the tar; None for a folder
 
     def __len__(self) -> int:
         return len(self.names)
 
     def open(self, index: int) -> Image.Image:
-        """Picture `index`, upright and RGB; raises ImageError as `open_image` does."""
+        """Return image `index`, upright and RGB; raises ImageError as `open_image` does."""
         name = f"{self.source}/{self.names[index]}"
         if self.spans is None:
             return open_image(name)
@@ -43,14 +44,14 @@ class Photos:
             return open_image(BytesIO(file.read(size)), name=name)
 
 
-def find_photos(source: str | Path) -> Photos:
-    """The labelled pictures of a folder of class folders or of an uncompressed tar of one.
+def find_images(source: str | Path) -> LabelledImages:
+    """Return the labelled images of a folder of class folders, or of an uncompressed tar of one.
 
-    Pictures may lie any number of folders deep (`train/cat/1.jpg`), as long as all class folders
-    are siblings; files that are no pictures by their suffix are left out.
+    Images may lie any number of folders deep (`train/cat/1.jpg`), if all class folders are siblings. Files without
+    the suffix of an image are ignored.
 
     Raises:
-        UsageError: nothing there, a compressed tar, no pictures, or class folders of two parents.
+        UsageError: no such file, a compressed tar, no images, or class folders of two parents.
     """
     source = Path(source)
     found: Mapping[str, tuple[int, int] | None]
@@ -63,14 +64,14 @@ def find_photos(source: str | Path) -> Photos:
     names = sorted(name for name in found if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES)
     folders = sorted({PurePosixPath(name).parent for name in names})
     if not names:
-        raise UsageError(f"{source}: no pictures in it; expected a folder of class folders, such as cat/1.jpg")
+        raise UsageError(f"{source}: no images in it; expected a folder of class folders, such as cat/1.jpg")
     if PurePosixPath(".") in folders:
         raise UsageError(f"{source}: {names[0]} lies in no class folder; expected a layout such as cat/1.jpg")
     if len({folder.parent for folder in folders}) > 1:
         parents = sorted({str(folder.parent) for folder in folders})
         raise UsageError(f"{source}: class folders lie under several parents ({', '.join(parents[:4])}); name one")
     index = {folder: label for label, folder in enumerate(folders)}
-    return Photos(
+    return LabelledImages(
         source=source,
         classes=[folder.name for folder in folders],
         names=names,
@@ -87,78 +88,18 @@ def _tar_spans(source: Path) -> dict[str, tuple[int, int]]:
         raise UsageError(f"{source}: not an uncompressed tar file ({error}); unpack it and name the folder") from None
 
 
-def augment(image: Image.Image, spec: ImageSpec, how: Augmentation, rng: random.Random) -> Image.Image:
-    """One variation of an RGB picture at the size of `spec`; the same `rng` state gives the same pixels."""
-    if how.crop == "resized":
-        part = image.crop(_random_box(image.size, how.smallest, rng))
-        image = resize_and_crop(part, ImageSpec(resize=spec.size, resample=spec.resample))
-    else:
-        image = resize_and_crop(image, spec)
-    if how.crop == "padded":
-        image = _shift(image, rng)
-    if how.flip and rng.random() < 0.5:
-        image = ImageOps.mirror(image)
-    for operation in rng.choices(list(OPERATIONS.values()), k=how.operations):
-        image = operation(image, how.magnitude * rng.choice((-1, 1)))
-    return image
-
-
-def _random_box(size: tuple[int, int], smallest: float, rng: random.Random) -> tuple[int, int, int, int]:
-    """A random part of the picture (left, top, right, bottom): area share in [smallest, 1], aspect in [3/4, 4/3]."""
-    width, height = size
-    area = width * height * rng.uniform(smallest, 1)
-    aspect = rng.uniform(3 / 4, 4 / 3)
-    box_width = min(width, max(1, round((area * aspect) ** 0.5)))
-    box_height = min(height, max(1, round((area / aspect) ** 0.5)))
-    left, top = rng.randint(0, width - box_width), rng.randint(0, height - box_height)
-    return left, top, left + box_width, top + box_height
-
-
-def _shift(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Move the picture by up to an eighth of its sides; what comes in from outside is black."""
-    width, height = image.size
-    x, y = rng.randint(-(width // 8), width // 8), rng.randint(-(height // 8), height // 8)
-    return image.crop((x, y, x + width, y + height))
-
-
-GREY = (128, 128, 128)
-
-
-def _affine(image: Image.Image, *matrix: float) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GREY)
-
-
-# Name -> (image, strength in [-1, 1]) -> image: the list of RandAugment, each bounded to what keeps a picture legible.
-OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
-    "identity": lambda image, s: image,
-    "autocontrast": lambda image, s: ImageOps.autocontrast(image),
-    "equalize": lambda image, s: ImageOps.equalize(image),
-    "rotate": lambda image, s: image.rotate(30 * s, Image.Resampling.BILINEAR, fillcolor=GREY),
-    "posterize": lambda image, s: ImageOps.posterize(image, 8 - round(4 * abs(s))),
-    "solarize": lambda image, s: ImageOps.solarize(image, 256 - round(128 * abs(s))),
-    "colour": lambda image, s: ImageEnhance.Color(image).enhance(1 + 0.9 * s),
-    "contrast": lambda image, s: ImageEnhance.Contrast(image).enhance(1 + 0.9 * s),
-    "brightness": lambda image, s: ImageEnhance.Brightness(image).enhance(1 + 0.9 * s),
-    "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * s),
-    "shear_x": lambda image, s: _affine(image, 1, 0.3 * s, 0, 0, 1, 0),
-    "shear_y": lambda image, s: _affine(image, 1, 0, 0, 0.3 * s, 1, 0),
-    "translate_x": lambda image, s: _affine(image, 1, 0, 0.45 * s * image.width, 0, 1, 0),
-    "translate_y": lambda image, s: _affine(image, 1, 0, 0, 0, 1, 0.45 * s * image.height),
-}
-
-
-class AugmentedPhotos:
+class TrainingImages:
     """A map-style data set of (levels_CHW, label), uint8, for torch's DataLoader.
 
-    A key is (epoch, index), and a picture depends on (seed, epoch, index) alone, so the order of
-    workers, the number of processes and an interruption change nothing. Decoded pictures are kept
-    up to CACHE_BYTES: small ones such as CIFAR's are read from disk once.
+    A key is (epoch, index). An augmented image depends on (seed, epoch, index) alone, so the order of workers, the
+    number of processes and an interruption change nothing. Decoded images are cached up to CACHE_BYTES, so that
+    small ones such as CIFAR's are read from disk once.
     """
 
     CACHE_BYTES = 2**29
 
-    def __init__(self, photos: Photos, spec: ImageSpec, augmentation: Augmentation, seed: int):
-        self.photos, self.spec, self.augmentation, self.seed = photos, spec, augmentation, seed
+    def __init__(self, images: LabelledImages, spec: ImageSpec, augmentation: Augmentation, seed: int):
+        self.images, self.spec, self.augmentation, self.seed = images, spec, augmentation, seed
         self.decoded: dict[int, Image.Image] = {}
         self.room = self.CACHE_BYTES
 
@@ -166,12 +107,12 @@ class AugmentedPhotos:
         epoch, index = key
         rng = random.Random(f"{self.seed}/{epoch}/{index}")
         image = augment(self._decoded(index), self.spec, self.augmentation, rng)
-        return levels_from_image(image), self.photos.labels[index]
+        return levels_from_image(image), self.images.labels[index]
 
     def _decoded(self, index: int) -> Image.Image:
         image = self.decoded.get(index)
         if image is None:
-            image = self.photos.open(index)
+            image = self.images.open(index)
             self.room -= 3 * image.width * image.height
             if self.room > 0:
                 self.decoded[index] = image

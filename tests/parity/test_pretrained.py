@@ -14,8 +14,8 @@ from PIL import Image
 
 import minivit
 from minivit.cli import main
-from minivit.training.dataset import find_photos
-from minivit.training.evaluate import evaluate
+from minivit.training.dataset import find_images
+from minivit.training.evaluation import evaluate
 from minivit.weights import BUNDLED
 
 NAME = "minivit/cifar10-vit"
@@ -55,7 +55,7 @@ def test_its_answers_to_generated_pictures_are_those_it_was_shipped_with():
 def test_its_accuracy_on_the_test_photos_is_the_one_its_card_states(shared: Path):
     """10,000 photos; one borderline photo more or less may fall the other way on another machine."""
     stated = json.loads((FOLDER / "evaluation.json").read_text())
-    result = evaluate(minivit.load(NAME), find_photos(shared / "cifar10-test.tar"), batch_size=250)
+    result = evaluate(minivit.load(NAME), find_images(shared / "cifar10-test.tar"), batch_size=250)
     assert result.images == stated["images"] == 10_000
     assert abs(result.top1 - stated["top1"]) <= 2e-4
     assert result.top1 >= 0.8

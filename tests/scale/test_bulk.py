@@ -20,14 +20,16 @@ from helpers.command import run
 from PIL import Image
 
 import minivit
+from minivit import inference
 from minivit.cli import main
 from minivit.cli.shared.inputs import find_pictures, natural
 from minivit.errors import ImageError, UsageError
-from minivit.inference import embeddings as stores
-from minivit.inference.embeddings import Store, nearest, open_store
-from minivit.inference.jsonl import Journal
+from minivit.inference import embeddings
+from minivit.inference.embeddings import EmbeddingFile, EmbeddingWriter, open_embeddings
+from minivit.inference.jsonl import JsonlLog
 from minivit.inference.predict import image_spec_of
-from minivit.inference.prefetch import Item, answer_all, read_ahead
+from minivit.inference.prefetch import Input, read_ahead, run_batches
+from minivit.inference.search import nearest
 
 SUFFIXES = (".jsonl", ".npy", ".safetensors", ".parquet")
 
@@ -130,7 +132,7 @@ def test_pixels_are_those_of_preprocess_and_a_bad_picture_leaves_its_place_black
         return range(len(pixels_BCHW))
 
     like = torch.empty(0)
-    answers = list(answer_all(map(Item, paths), answer, spec, like=like, batch_size=4))
+    answers = list(run_batches(map(Input, paths), answer, spec, like=like, batch_size=4))
     assert [len(pixels) for pixels in seen] == [4, 4, 2]
     black = minivit.preprocess(Image.new("RGB", (30, 20)), spec)
     expected = [black if i in (3, 6) else minivit.preprocess(path, spec) for i, path in enumerate(paths)]
@@ -147,7 +149,9 @@ def test_a_resize_in_float32_is_the_one_of_preprocess(folder):
     paths = [str(folder / f"{i}.png") for i in (0, 1, 2)]
     seen = []
     list(
-        answer_all(map(Item, paths), lambda x: seen.append(x) or range(len(x)), spec, like=torch.empty(0), batch_size=3)
+        run_batches(
+            map(Input, paths), lambda x: seen.append(x) or range(len(x)), spec, like=torch.empty(0), batch_size=3
+        )
     )
     assert torch.equal(seen[0], torch.stack([minivit.preprocess(path, spec) for path in paths]))
 
@@ -310,7 +314,7 @@ def test_a_run_killed_at_random_points_and_resumed_equals_one_that_was_not(capsy
         store = tmp_path / "again.npy"
         keep = pytest.MonkeyPatch()
         keep.setattr("minivit.inference.embeddings.shutil.rmtree", lambda path: None)
-        keep.setattr("minivit.inference.embeddings.StoreWriter.finish", lambda self, total: self.journal.finish(total))
+        keep.setattr("minivit.inference.embeddings.EmbeddingWriter.finish", lambda self, total: self.log.finish(total))
         run(capsys, "embed", str(folder), "-m", model, "-o", str(store), "-b", "8", "--device", "cpu")
         keep.undo()
         whole = Path(f"{store}.partial") / "records.jsonl"
@@ -326,7 +330,7 @@ def test_a_run_killed_at_random_points_and_resumed_equals_one_that_was_not(capsy
             partial.mkdir()
             (partial / "records.jsonl").write_bytes(lines[:cut])
             rows = lines[:cut].count(b"\n") + (cut < len(lines))  # the row is written before its line
-            (partial / "vectors.npy").write_bytes(vectors[: 256 + rows * 91 * 4])
+            (partial / "vectors.npy").write_bytes(vectors[: len(vectors) - (40 - rows) * 91 * 4])
         else:
             out.write_bytes(lines[:cut])
         verb = "classify" if name.startswith("labels") else "embed"
@@ -350,7 +354,7 @@ def test_a_kill_while_a_store_is_finished_loses_nothing(capsys, model, folder, t
     out = tmp_path / f"vectors{suffix}"
     calls = []
     with monkeypatch.context() as patch:
-        replace, rmtree = Path.replace, stores.shutil.rmtree
+        replace, rmtree = Path.replace, embeddings.shutil.rmtree
 
         def replace_or_not(self, target):
             calls.append(target)
@@ -364,11 +368,11 @@ def test_a_kill_while_a_store_is_finished_loses_nothing(capsys, model, folder, t
             raise Killed
 
         patch.setattr(Path, "replace", replace_or_not)
-        patch.setattr(stores.shutil, "rmtree", rmtree_or_not)
+        patch.setattr(embeddings.shutil, "rmtree", rmtree_or_not)
         with pytest.raises(Killed):
             whole_run(capsys, model, folder, out)
     assert calls
-    assert stores.shutil.rmtree is rmtree
+    assert embeddings.shutil.rmtree is rmtree
     assert whole_run(capsys, model, folder, out, "--resume") == expected
     assert not Path(f"{out}.partial").exists()
     if suffix == ".npy":
@@ -380,14 +384,14 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(capsys, model, folder, tmp
     out = tmp_path / f"vectors{suffix}"
     expected = whole_run(capsys, model, folder, tmp_path / f"whole{suffix}")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    finish = Journal.finish
+    finish = JsonlLog.finish
 
     def finish_and_fill(self, total):
         finish(self, total)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "finish", finish_and_fill)
+        patch.setattr(JsonlLog, "finish", finish_and_fill)
         try:
             code, _, err = run(capsys, "embed", str(folder), "-m", model, "-o", str(out), "-b", "8", "--device", "cpu")
         finally:
@@ -401,7 +405,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(capsys, model, folder, tmp
 def test_a_store_of_another_run_is_refused_before_anything_is_cut_off(capsys, model, folder, tmp_path, monkeypatch):
     out = tmp_path / "vectors.npy"
     with monkeypatch.context() as patch:
-        patch.setattr(stores.StoreWriter, "finish", lambda self, total: None)
+        patch.setattr(embeddings.EmbeddingWriter, "finish", lambda self, total: None)
         run(
             *(capsys, "embed", str(folder), "-m", model, "-o", str(out), "-b", "8", "--device", "cpu"),
             *("--pool", "cls+mean"),
@@ -461,7 +465,7 @@ def test_a_changed_picture_is_answered_anew_and_other_inputs_are_refused(capsys,
         assert out.read_bytes() == after, "nothing of what is there is thrown away"
     code, _, err = run(capsys, "classify", str(folder), "-m", model, "-o", str(out))
     assert code == 2
-    assert "is there already" in err
+    assert "already exists" in err
 
 
 def test_what_is_not_ours_is_left_as_it_is(capsys, model, folder, tmp_path):
@@ -583,14 +587,14 @@ def test_a_stream_that_is_closed_is_no_file_of_ours(model, tmp_path, closed, cod
 def test_an_output_folder_that_vanishes_is_noticed(capsys, model, folder, tmp_path, monkeypatch, name):
     home = tmp_path / "home"
     home.mkdir()
-    put = Journal.put
+    put = JsonlLog.write
 
     def put_and_lose(self, index, item):
         put(self, index, item)
         if index == 5:
             home.rename(tmp_path / "elsewhere")
 
-    monkeypatch.setattr(Journal, "put", put_and_lose)
+    monkeypatch.setattr(JsonlLog, "write", put_and_lose)
     verb = "classify" if name.startswith("labels") else "embed"
     code, _, err = run(capsys, verb, str(folder), "-m", model, "-o", str(home / name))
     assert code == 1
@@ -659,7 +663,7 @@ def test_the_bar_is_for_terminals(model, folder, tmp_path):
         assert process.wait(240) == 3
         shown[options] = text.decode()
     assert "400" in shown[()], shown
-    assert "pictures/s" in shown[()]
+    assert "images/s" in shown[()]
     assert shown[("--no-progress",)] == ""
 
 
@@ -671,7 +675,7 @@ def test_the_bar_is_for_terminals(model, folder, tmp_path):
 def test_every_file_holds_the_vectors_with_paths_and_origin(capsys, model, folder, tmp_path, suffix, pool):
     out = tmp_path / f"vectors{suffix}"
     whole_run(capsys, model, folder, out, "--pool", pool, "--layer", "1", "--norm", "l2", "--no-fast")
-    store = open_store(out)
+    store = open_embeddings(out)
     made = store.constant["run"]
     assert (store.constant["model"], made["pool"], made["layer"], made["norm"]) == (model, pool, 1, "l2")
     assert made["preprocessing"]["resize"] == [24, 40]
@@ -777,5 +781,72 @@ def test_of_equal_vectors_the_first_are_found():
     vectors = torch.tensor([3.0, 4.0]).expand(5000, 2).clone()
     vectors[7] *= -1
     records = [{"path": str(i)} for i in range(5000)]
-    found = nearest(torch.tensor([6.0, 8.0]), Store({}, iter([(records, vectors)])), 9)
-    assert [record["path"] for _, record in found] == [*"0123456", "8", "9"]
+    found = nearest(torch.tensor([6.0, 8.0]), EmbeddingFile({}, iter([(records, vectors)])), 9)
+    assert [match.path for match in found] == [*"0123456", "8", "9"]
+
+
+# --- the same from Python ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_one_call_that_returns_its_counts(model, folder, tmp_path):
+    """40 images, two of them unreadable; a second run keeps every record, whose paths and bytes are the same."""
+    loaded = minivit.load(model)
+    images = [(path.name, path) for path in sorted(folder.iterdir(), key=lambda path: natural(path.name))]
+    settings = inference.constants(loaded, batch_size=8)
+    done = []
+    for resume, kept in ((False, 0), (True, 40)):
+        log = JsonlLog(tmp_path / "labels.jsonl", settings, resume=resume)
+        predict = inference.classifier(loaded, 2)
+        summary = inference.write_predictions(images, loaded, predict, log, settings, batch_size=8, report=done.append)
+        assert summary == inference.Summary(records=40, failed=2, kept=kept)
+    assert done == [*range(1, 41)] * 2
+    assert [len(one["top"]) for one in records(tmp_path / "labels.jsonl") if "top" in one] == [2] * 38
+
+
+def test_similar_is_one_call(capsys, model, folder, tmp_path):
+    out = tmp_path / "vectors.npy"
+    whole_run(capsys, model, folder, out)
+    query = str(folder / "17.png")
+    found = inference.similar(Image.open(query), out, k=2, model=minivit.load(model))
+    assert found.matches[0].path == query
+    assert len(found.matches) == 2
+    assert found.matches[0].cosine == pytest.approx(1, abs=1e-5)
+    assert not found.is_text
+    assert found.constant["run"]["pool"] == "cls"
+    with pytest.raises(UsageError, match="cannot be compared"):
+        inference.similar(query, out, model=minivit.load("minivit/cifar10-vit"))
+
+
+def test_vectors_with_another_header_are_refused_not_overwritten(model, tmp_path):
+    """As another NumPy could write it: 64 bytes longer, so that no row lies where this one would look for it."""
+    settings = inference.constants(minivit.load(model), batch_size=1)
+    out = tmp_path / "v.npy"
+    writer = EmbeddingWriter(out, settings, (3,))
+    writer.write(0, {"schema": 1, "path": "a.png", "embedding": torch.ones(3), **settings})
+    writer.close()
+    vectors = tmp_path / "v.npy.partial" / "vectors.npy"
+    data = vectors.read_bytes()
+    size = struct.unpack("<H", data[8:10])[0]
+    longer = data[:8] + struct.pack("<H", size + 64) + data[10 : 9 + size] + b" " * 64 + data[9 + size :]
+    vectors.write_bytes(longer)
+    with pytest.raises(UsageError, match="do not fit its records"):
+        EmbeddingWriter(out, settings, (3,), resume=True)
+    assert vectors.read_bytes() == longer
+    vectors.write_bytes(data)
+    EmbeddingWriter(out, settings, (3,), resume=True).close()
+    assert vectors.read_bytes() == data
+
+
+def test_equal_runs_write_equal_safetensors(model, tmp_path):
+    """The library shuffles the metadata of a file; ours are in the order of their names."""
+    settings = inference.constants(minivit.load(model), batch_size=1, pool="cls", layer=None, norm="l2")
+    written = []
+    for name in ("a", "b", "c"):
+        writer = EmbeddingWriter(tmp_path / f"{name}.safetensors", settings, (3,))
+        writer.write(0, {"schema": 1, "path": "a.png", "embedding": torch.tensor([1.0, 2.0, 3.0]), **settings})
+        writer.finish(1)
+        writer.close()
+        written.append((tmp_path / f"{name}.safetensors").read_bytes())
+    assert written[0] == written[1] == written[2]
+    ((_, vectors),) = open_embeddings(tmp_path / "a.safetensors").pieces
+    assert vectors.tolist() == [[1, 2, 3]]

@@ -80,9 +80,9 @@ def workers() -> set[int]:
 
 
 def rows(out: Path, by: str = "index") -> list[dict]:
-    from minivit.inference.embeddings import parquet_rows
+    from minivit.inference.parquet import parquet_records
 
-    return sorted(parquet_rows(out), key=lambda row: row[by])
+    return sorted(parquet_records(out), key=lambda row: row[by])
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker to kill in /proc")
@@ -134,13 +134,13 @@ def test_what_ray_lists_and_reads_is_embedded_and_searched_as_a_store(cluster, f
     process = start(cluster, "embed", f"file://{some}/gone", "-m", model, "-o", str(tmp_path / "new"))
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2, err
-    assert "Ray finds no pictures there" in err.splitlines()[-1]
+    assert "Ray finds no images there" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["one.png", "-o", "."], "is there already"),
+        (["one.png", "-o", "."], "already exists"),
         (["one.png", "-o", "s3://bucket/out"], "name a folder all nodes share"),
         (["one.png", "file:///photos", "-o", "new"], "not both in one run"),
         (["one.png", "-o", "new", "--resume"], "is not resumed"),

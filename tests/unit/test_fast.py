@@ -18,9 +18,9 @@ from minivit.errors import ShapeError, UsageError
 from minivit.inference import optimize as fast
 from minivit.inference.optimize import (
     FastBlock,
-    PackedProduct,
-    PlainProduct,
-    QuantisedProduct,
+    PackedLinear,
+    PlainLinear,
+    QuantisedLinear,
     attend_products,
     optimize,
     pays,
@@ -65,12 +65,12 @@ def fresh(family: str = "vit", dtype=torch.float32, attend=attend_sdpa, **change
 
 
 def has_packed(dtype=torch.float32) -> bool:
-    return fast.fault(PackedProduct, fresh(), dtype, limit=1e-2) is None
+    return fast.fault(PackedLinear, fresh(), dtype, limit=1e-2) is None
 
 
 needs_packed = pytest.mark.skipif(not has_packed(), reason="this PyTorch has no packed products for this processor")
 needs_int8 = pytest.mark.skipif(
-    bool(fast.no_int8(torch.device("cpu")) or fast.fault(QuantisedProduct, fresh(), torch.float32, 0.1)),
+    bool(fast.no_int8(torch.device("cpu")) or fast.fault(QuantisedLinear, fresh(), torch.float32, 0.1)),
     reason="no int8 dot product here",
 )
 
@@ -112,7 +112,7 @@ def test_every_family_is_equal_in_float32_out_of_packed_products(family):
     model = fresh(family)
     ours = optimize(model)
     assert ours.paths == {"products": "packed by oneDNN, GELU and addition fused"}
-    assert isinstance(ours.blocks[0].fc1, PackedProduct)
+    assert isinstance(ours.blocks[0].fc1, PackedLinear)
     # Both against float64: no further from the truth than twice the readable model, or 1e-4 of it.
     exact = copy.deepcopy(model).double()
     x = pixels(3, torch.float32)
@@ -144,7 +144,7 @@ def test_bfloat16_is_within_twice_the_readable_models_own_error(family):
 def test_int8_is_near_and_keeps_what_is_not_a_product_in_float32(family):
     model = fresh(family)
     ours = optimize(model, "int8")
-    assert isinstance(ours.blocks[0].fc2, QuantisedProduct)
+    assert isinstance(ours.blocks[0].fc2, QuantisedLinear)
     assert ours(pixels(2, torch.float32)).dtype == torch.float32
     tokens, answer = differences(ours, model)
     assert 1e-4 < tokens < 0.15
@@ -155,16 +155,16 @@ def test_int8_is_near_and_keeps_what_is_not_a_product_in_float32(family):
 
 
 @needs_packed
-@pytest.mark.parametrize("bend", fast.BENDS)
+@pytest.mark.parametrize("activation", fast.ACTIVATIONS)
 @pytest.mark.parametrize("tokens", [1, 2, 17, 197])
-def test_packed_products_equal_the_plain_ones(bend, tokens):
+def test_packed_products_equal_the_plain_ones(activation, tokens):
     draw = torch.Generator().manual_seed(tokens)
     weight, bias = torch.randn(13, 21, generator=draw), torch.randn(13, generator=draw)
     x, add = torch.randn(3, tokens, 21, generator=draw), torch.randn(3, tokens, 13, generator=draw)
     for bias_O in (bias, None):
-        packed, plain = PackedProduct(weight, bias_O, bend), PlainProduct(weight, bias_O, bend)
+        packed, plain = PackedLinear(weight, bias_O, activation), PlainLinear(weight, bias_O, activation)
         torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-5)
-        if bend == "none":
+        if activation == "none":
             torch.testing.assert_close(packed(x, add=add), plain(x, add=add), rtol=1e-5, atol=1e-5)
 
 
@@ -185,7 +185,7 @@ def test_a_quantised_product_by_hand():
     x = torch.tensor([[[127.0, 1, -2, 3], [0, -127, 64, 5]]])
     bias = torch.tensor([1.0, 2, 3])
     expected = x @ weight.T + bias
-    product = QuantisedProduct(weight, bias)
+    product = QuantisedLinear(weight, bias)
     torch.testing.assert_close(product(x.clone()), expected, rtol=1e-5, atol=1e-4)
     add = torch.ones(1, 2, 3)
     torch.testing.assert_close(product(x.clone(), add=add), expected + 1, rtol=1e-5, atol=1e-4)
@@ -398,7 +398,7 @@ def changed(*args, **kwargs):
 @pytest.mark.parametrize(("planted", "says"), [(missing, "no attribute"), (changed, "missing value for argument")])
 @pytest.mark.parametrize("place", ["__init__", "__call__"])
 def test_a_missing_operator_is_replaced_by_the_plain_path(monkeypatch, planted, says, place):
-    monkeypatch.setattr(PackedProduct, place, planted)
+    monkeypatch.setattr(PackedLinear, place, planted)
     model = fresh()
     ours = optimize(model)
     assert ours.paths["products"].startswith("plain: torch ")
@@ -408,13 +408,13 @@ def test_a_missing_operator_is_replaced_by_the_plain_path(monkeypatch, planted, 
 
 
 @needs_packed
-@pytest.mark.parametrize("wrong", ["bend forgotten", "bias forgotten", "addition forgotten", "one row", "nan"])
+@pytest.mark.parametrize("wrong", ["activation forgotten", "bias forgotten", "addition forgotten", "one row", "nan"])
 def test_a_wrong_operator_is_replaced_by_the_plain_path(monkeypatch, wrong):
-    right = PackedProduct.__call__
+    right = PackedLinear.__call__
 
     def planted(self, x, add=None):
-        if wrong == "bend forgotten":
-            self.bend = ("none", "")
+        if wrong == "activation forgotten":
+            self.activation = ("none", "")
         if wrong == "bias forgotten":
             self.bias_O = None
         y = right(self, x, None if wrong == "addition forgotten" else add)
@@ -422,7 +422,7 @@ def test_a_wrong_operator_is_replaced_by_the_plain_path(monkeypatch, wrong):
             y[..., -1, :] = 0
         return y * torch.nan if wrong == "nan" else y
 
-    monkeypatch.setattr(PackedProduct, "__call__", planted)
+    monkeypatch.setattr(PackedLinear, "__call__", planted)
     model = fresh()
     ours = optimize(model)
     assert "differs from the plain one" in ours.paths["products"]
@@ -433,8 +433,8 @@ def test_a_wrong_operator_is_replaced_by_the_plain_path(monkeypatch, wrong):
 def test_int8_is_refused_where_it_cannot_be_had(monkeypatch):
     model = fresh()
     with monkeypatch.context() as patched:
-        patched.setattr(QuantisedProduct, "__call__", changed)
-        with pytest.raises(UsageError, match=r"dtype int8 cannot be had: torch .* missing value for argument"):
+        patched.setattr(QuantisedLinear, "__call__", changed)
+        with pytest.raises(UsageError, match=r"dtype int8 is unavailable: torch .* missing value for argument"):
             optimize(model, "int8")
     monkeypatch.setattr(fast, "no_int8", lambda device: "this processor has no int8 dot product")
     with pytest.raises(UsageError, match=r"no int8 dot product.*; use float32 or bfloat16") as refused:
@@ -508,5 +508,5 @@ def test_top_1_of_trained_weights_in_every_dtype(photos):
 
 def test_quick_gelu_is_silu_between_two_factors():
     x = torch.linspace(-5, 5, 101, dtype=torch.float64)
-    bend, factor = fast._bend_of(QuickGELU())
-    torch.testing.assert_close(fast.BENDS[bend](x * factor) / factor, QuickGELU()(x))
+    activation, factor = fast._activation_of(QuickGELU())
+    torch.testing.assert_close(fast.ACTIVATIONS[activation](x * factor) / factor, QuickGELU()(x))

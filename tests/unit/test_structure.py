@@ -150,7 +150,7 @@ def test_version_and_import_are_light():
 EXTRAS = {
     "inference/ray_engine.py": {"ray"},
     "parity/libraries.py": {"transformers", "timm", "torchvision"},
-    "inference/embeddings.py": {"pyarrow"},
+    "inference/parquet.py": {"pyarrow"},
     "model/tokenizer.py": {"tokenizers"},
     "viz/style.py": {"matplotlib"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -19,25 +20,22 @@ from PIL import Image
 
 import minivit
 from minivit.cli import main
+from minivit.cli.training.train import add_recipe_options, recipe_of
 from minivit.errors import CheckpointError, ImageError, UsageError
 from minivit.images.preprocess import pixels_from_image
 from minivit.images.spec import ImageSpec
 from minivit.model.attention import attend_reference
 from minivit.model.config import ViTConfig
 from minivit.model.vit import ViT
-from minivit.training.dataset import OPERATIONS, augment, find_photos
-from minivit.training.evaluate import calibration_error, evaluate, match_classes
+from minivit.training.augment import OPERATIONS, augment, mix
+from minivit.training.dataset import find_images
+from minivit.training.evaluation import calibration_error, evaluate, match_classes
+from minivit.training.loop import curves, train
+from minivit.training.models import new_model as new_model_of
+from minivit.training.models import with_new_head
+from minivit.training.optimizer import image_size_at, learning_rate, optimizers
 from minivit.training.recipe import Augmentation, Recipe
-from minivit.training.train import (
-    draw_depth,
-    learning_rate,
-    mix,
-    optimizers,
-    picture_size,
-    stochastic_depth,
-    train,
-    with_new_head,
-)
+from minivit.training.step import draw_depth, stochastic_depth
 
 CLASSES = ("bottom", "left", "right", "top")  # the half of the picture that is bright
 
@@ -90,7 +88,7 @@ def same_weights(a: ViT, b: ViT) -> bool:
 
 
 def test_it_overfits_32_pictures(pictures, tmp_path):
-    photos = find_photos(pictures)
+    photos = find_images(pictures)
     few = replace(photos, names=photos.names[::3], labels=photos.labels[::3])
     assert len(few) == 32
     recipe = Recipe(epochs=60, batch_size=32, lr=5e-3, label_smoothing=0.0, weight_decay=0.0)
@@ -100,7 +98,7 @@ def test_it_overfits_32_pictures(pictures, tmp_path):
 
 def test_one_epoch_beats_chance_by_far(pictures, tmp_path):
     """Chance is 0.25; one pass over 768 pictures with this seed must reach 0.7."""
-    photos = find_photos(pictures)
+    photos = find_images(pictures)
     many = replace(photos, names=photos.names * 8, labels=photos.labels * 8)
     trained = train(new_model(), many, Recipe(epochs=1, batch_size=8, lr=5e-3), tmp_path)
     assert evaluate(trained, photos).top1 >= 0.7
@@ -109,9 +107,9 @@ def test_one_epoch_beats_chance_by_far(pictures, tmp_path):
 @pytest.mark.slow
 def test_one_epoch_on_real_photos_beats_chance(shared, tmp_path):
     """2,000 CIFAR-10 photos, one epoch: chance is 0.10, and 500 test photos must come out at 0.2 or more."""
-    photos = find_photos(shared / "cifar10-train.tar")
+    photos = find_images(shared / "cifar10-train.tar")
     few = replace(photos, names=photos.names[::25], labels=photos.labels[::25], spans=photos.spans[::25])
-    test = find_photos(shared / "cifar10-test.tar")
+    test = find_images(shared / "cifar10-test.tar")
     test = replace(test, names=test.names[::20], labels=test.labels[::20], spans=test.spans[::20])
     model = new_model(image_size=(32, 32), patch_size=8, width=48, classes=10)
     model.labels = dict(enumerate(photos.classes))
@@ -120,7 +118,7 @@ def test_one_epoch_on_real_photos_beats_chance(shared, tmp_path):
 
 
 def test_the_seed_decides_everything(pictures, tmp_path):
-    photos = find_photos(pictures)
+    photos = find_images(pictures)
     runs = [train(new_model(), photos, EVERYTHING, tmp_path / name, workers=w) for name, w in (("a", 0), ("b", 2))]
     other = train(new_model(), photos, replace(EVERYTHING, seed=1), tmp_path / "c")
     assert same_weights(*runs)
@@ -131,7 +129,7 @@ def test_the_seed_decides_everything(pictures, tmp_path):
 @pytest.mark.parametrize("stop_after", [1, 6, 9])
 def test_an_interrupted_run_resumes_bit_for_bit(pictures, tmp_path, stop_after):
     """Within the first epoch, at its end, within the second: 6 steps an epoch."""
-    photos = find_photos(pictures)
+    photos = find_images(pictures)
     whole = train(new_model(), photos, EVERYTHING, tmp_path / "whole")
     steps = []
     with pytest.raises(KeyboardInterrupt):
@@ -152,7 +150,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(pictures, tmp_path, stop_after):
 
 def test_metrics_after_the_last_checkpoint_are_not_counted_twice(pictures, tmp_path):
     """A kill between two checkpoints leaves lines of steps that will be taken again."""
-    photos = find_photos(pictures)
+    photos = find_images(pictures)
     steps = []
     with pytest.raises(KeyboardInterrupt):
         train(new_model(), photos, EVERYTHING, tmp_path, report=steps.append, stop=lambda: len(steps) >= 7)
@@ -163,7 +161,7 @@ def test_metrics_after_the_last_checkpoint_are_not_counted_twice(pictures, tmp_p
 
 
 def test_resuming_another_run_is_refused(pictures, tmp_path):
-    photos = find_photos(pictures)
+    photos = find_images(pictures)
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: nothing to resume"):
         train(new_model(), photos, EVERYTHING, tmp_path, resume=True)
     train(new_model(), photos, EVERYTHING, tmp_path)
@@ -235,7 +233,7 @@ def test_the_command_writes_what_transformers_loads_and_agrees_with(pictures, tm
     probed = minivit.load(probe)
     changed = {name for name, tensor in probed.state_dict().items() if not torch.equal(tensor, ours.state_dict()[name])}
     assert changed == {"head.weight", "head.bias"}
-    assert evaluate(probed, find_photos(pictures)).top1 > 0.5
+    assert evaluate(probed, find_images(pictures)).top1 > 0.5
     assert main(["train", str(pictures), "-o", str(probe), "--init", str(out), "--width", "48"]) == 2
     assert "--init brings its own sizes" in capsys.readouterr().err
 
@@ -324,13 +322,13 @@ def test_stochastic_depth_keeps_the_expectation_and_leaves_nothing_behind():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_picture_size_grows_by_whole_patches():
+def test_image_size_grows_by_whole_patches():
     recipe = Recipe(start_size=8, full_size_from=0.5)
     model = new_model(image_size=(24, 16))
-    sizes = [picture_size(step, 100, model, recipe) for step in (0, 24, 26, 49, 50, 99)]
+    sizes = [image_size_at(step, 100, model, recipe) for step in (0, 24, 26, 49, 50, 99)]
     # 24 x 16 in patches of 4, from a factor of 8 / 16 to 1.
     assert sizes == [(12, 8), (16, 8), (16, 12), (20, 12), (24, 16), (24, 16)]
-    assert picture_size(0, 100, model, Recipe()) == (24, 16)
+    assert image_size_at(0, 100, model, Recipe()) == (24, 16)
 
 
 def test_a_new_head_leaves_the_pooler_behind():
@@ -346,7 +344,7 @@ def test_a_new_head_leaves_the_pooler_behind():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 200}, "96 pictures, fewer than a batch of 200"),
+        ({"batch_size": 200}, "96 images, fewer than a batch of 200"),
         ({"batch_size": 15, "mixup": 0.5}, "batch_size is 15.*even"),
         ({"optimizer": "sgd"}, "'sgd'.*adamw or muon"),
         ({"ema": 1.0}, r"ema is 1\.0"),
@@ -357,13 +355,13 @@ def test_a_new_head_leaves_the_pooler_behind():
 def test_recipes_that_cannot_run_are_refused(pictures, tmp_path, changes, message):
     with pytest.raises(UsageError, match=message):
         augmentation = Augmentation(**changes.pop("augmentation", {}))
-        train(new_model(), find_photos(pictures), Recipe(augmentation=augmentation, **changes), tmp_path)
+        train(new_model(), find_images(pictures), Recipe(augmentation=augmentation, **changes), tmp_path)
 
 
 def test_photos_come_from_folders_and_tars_alike(pictures, tmp_path):
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
         tar.add(pictures, arcname="set/train")
-    folder, tar = find_photos(pictures), find_photos(tmp_path / "all.tar")
+    folder, tar = find_images(pictures), find_images(tmp_path / "all.tar")
     assert folder.classes == tar.classes == list(CLASSES)
     assert folder.labels == tar.labels
     assert len(folder) == 96
@@ -372,21 +370,21 @@ def test_photos_come_from_folders_and_tars_alike(pictures, tmp_path):
 
 def test_photos_without_a_clear_class_are_refused(pictures, tmp_path):
     with pytest.raises(UsageError, match="no such folder or tar"):
-        find_photos(tmp_path / "gone")
-    with pytest.raises(UsageError, match="no pictures"):
-        find_photos(tmp_path)
+        find_images(tmp_path / "gone")
+    with pytest.raises(UsageError, match="no images"):
+        find_images(tmp_path)
     (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(UsageError, match="not an uncompressed tar"):
-        find_photos(tmp_path / "a.tar")
+        find_images(tmp_path / "a.tar")
     Image.new("RGB", (2, 2)).save(tmp_path / "loose.png")
     with pytest.raises(UsageError, match=r"loose\.png lies in no class folder"):
-        find_photos(tmp_path)
+        find_images(tmp_path)
     (tmp_path / "loose.png").unlink()
     for place in ("train/cat", "test/cat"):
         (tmp_path / place).mkdir(parents=True)
         Image.new("RGB", (2, 2)).save(tmp_path / place / "1.png")
     with pytest.raises(UsageError, match=r"several parents \(test, train\)"):
-        find_photos(tmp_path)
+        find_images(tmp_path)
 
 
 def test_a_damaged_training_picture_is_named(pictures, tmp_path):
@@ -396,7 +394,7 @@ def test_a_damaged_training_picture_is_named(pictures, tmp_path):
             (pictures / name / "1.png").read_bytes()[: 300 if name == "left" else None]
         )
     with pytest.raises(ImageError, match=r"left/1\.png"):
-        train(new_model(), find_photos(tmp_path), Recipe(epochs=1, batch_size=4), tmp_path / "out")
+        train(new_model(), find_images(tmp_path), Recipe(epochs=1, batch_size=4), tmp_path / "out")
 
 
 def test_augmentation_is_decided_by_its_generator_and_keeps_the_size():
@@ -419,7 +417,7 @@ def test_augmentation_is_decided_by_its_generator_and_keeps_the_size():
 
 def test_evaluation_by_hand(pictures):
     """A model whose head answers `right` for all but what it is told: counts, not learning, are tested here."""
-    photos = find_photos(pictures)
+    photos = find_images(pictures)
     model = new_model()
     with torch.no_grad():
         model.head.weight.zero_()
@@ -441,7 +439,7 @@ def test_calibration_error_by_hand():
 
 
 def test_class_folders_are_matched_by_any_of_a_labels_names(pictures):
-    photos = find_photos(pictures)
+    photos = find_images(pictures)
     labels = {0: "TOP, summit", 1: "right", 2: "the bottom, bottom", 3: "left"}
     assert match_classes(photos, labels, 4) == [2, 3, 1, 0]
     assert match_classes(photos, None, 4) == [0, 1, 2, 3]
@@ -475,3 +473,30 @@ def test_without_matplotlib_training_goes_on_and_the_confusion_chart_is_refused(
     assert not (out / "curve.svg").exists()
     assert main(["eval", str(out), str(pictures), "-o", str(tmp_path / "eval")]) == 2
     assert "pip install 'minivit[plot]'" in capsys.readouterr().err
+
+
+def test_an_option_with_an_odd_name_has_a_better_one():
+    parser = argparse.ArgumentParser()
+    add_recipe_options(parser)
+    new = ["--max-grad-norm", "2", "--min-scale", "0.5", "--randaugment-n", "3", "--randaugment-m", "0.7"]
+    old = ["--clip", "2", "--smallest", "0.5", "--operations", "3", "--magnitude", "0.7"]
+    recipe = recipe_of(parser.parse_args(new))
+    assert recipe == recipe_of(parser.parse_args(old))
+    assert recipe == Recipe(clip=2, augmentation=Augmentation(smallest=0.5, operations=3, magnitude=0.7))
+
+
+def test_a_new_model_has_an_output_and_a_label_for_each_class():
+    model = new_model_of(["a", "b"], image_size=8, patch_size=4, width=24, depth=2, heads=3, mlp_width=20)
+    assert model(torch.zeros(1, 3, 8, 8)).shape == (1, 2)
+    assert model.labels == {0: "a", 1: "b"}
+    assert model.image_spec.size == (8, 8)
+    preset = new_model_of(["a"], preset="Ti/16", image_size=32)
+    assert (preset.config.width, preset.config.depth, preset.config.image_size) == (192, 12, (32, 32))
+
+
+def test_curves_are_means_over_groups_of_steps():
+    """Four steps, two an epoch, into two points: each at its last step, in epochs."""
+    metrics = [
+        {"step": i, "epoch": i // 2, "loss": loss, "accuracy": 0.25 * i} for i, loss in enumerate((4.0, 2.0, 1.0, 0.0))
+    ]
+    assert curves(metrics, points=2) == {"loss": [(0.5, 3.0), (1.5, 0.5)], "accuracy": [(0.5, 0.125), (1.5, 0.625)]}

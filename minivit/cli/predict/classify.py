@@ -1,66 +1,43 @@
-"""minivit classify: the most likely labels of pictures."""
+"""minivit classify: the most likely labels of images."""
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.bulk import (
-    Stdout,
-    add_bulk_options,
-    answer_inputs,
-    answer_on_ray,
-    batch_size,
-    check_engine,
-    choose_path,
-)
-from minivit.cli.shared.console import positive, printable, say
+from minivit.cli.shared.bulk import BULK, batch_size, check_engine, choose_path, run_local, run_on_ray
+from minivit.cli.shared.command import LABELS, RUN, command, option
+from minivit.cli.shared.console import positive, say
 from minivit.cli.shared.inputs import add_input_options, check_inputs
-from minivit.cli.shared.models import (
-    add_hub_options,
-    add_label_options,
-    add_model_option,
-    add_run_options,
-    load_image_model,
-)
+from minivit.cli.shared.models import load_image_model
+from minivit.cli.shared.writers import WRITERS, Output
 from minivit.errors import UsageError
 
-if TYPE_CHECKING:
-    from minivit.inference.jsonl import Known
 
-
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "classify",
-        help="print the most likely labels of pictures",
-        description="Print the most likely labels of pictures, in the order given. A picture that cannot be read "
-        "becomes an error, the others go on, and the exit code is 3.",
-    )
-    add_input_options(parser)
-    parser.add_argument("-k", "--top-k", type=positive, default=5, metavar="K", help="labels for each picture (5)")
+def add_forms(parser: argparse.ArgumentParser) -> None:
+    """Add --json, --jsonl and --csv, of which one can be given."""
     form = parser.add_mutually_exclusive_group()
-    for name, text in (
-        ("json", "one JSON array"),
-        ("jsonl", "one JSON record a line"),
-        ("csv", "a row for each label"),
-    ):
+    for name, text in (("json", "one JSON array"), ("jsonl", "one JSON record per line"), ("csv", "one row per label")):
         form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=f"write {text}")
-    add_label_options(parser)
-    parser.add_argument("-o", "--out", metavar="FILE", help="write there; .jsonl, .json and .csv choose the form, too")
-    add_bulk_options(parser)
-    add_model_option(parser)
-    add_hub_options(parser)
-    add_run_options(parser)
-    parser.set_defaults(run=run)
 
 
+@command(
+    "classify",
+    help="print the most likely labels of images",
+    description="Print the most likely labels of images, in the order given. An image that cannot be read becomes an "
+    "error, the others continue, and the exit code is 3.",
+    options=[
+        add_input_options,
+        option("-k", "--top-k", type=positive, default=5, metavar="K", help="labels per image (5)"),
+        add_forms,
+        LABELS,
+        option("-o", "--out", metavar="FILE", help="write a file; .jsonl, .json and .csv choose the form, too"),
+        *BULK,
+        *RUN,
+    ],
+)
 def run(args: argparse.Namespace) -> int:
-    from minivit.inference.jsonl import Journal
+    from minivit.inference.jsonl import JsonlLog
     from minivit.inference.optimize import optimize
     from minivit.inference.predict import classifier
     from minivit.inference.records import constants
@@ -76,93 +53,11 @@ def run(args: argparse.Namespace) -> int:
         say(f"{model.name} names no classes; the numbers are the outputs of its head")
     found, fast = choose_path(args, model)
     settings = {"dtype": args.dtype, "batch_size": batch_size(args, model), "fast": fast, "top_k": args.top_k}
-    journalled = args.engine == "ray" or (bool(args.out) and form == "jsonl")
-    constant = constants(model, **settings) if journalled else constants(model)
+    resumable = args.engine == "ray" or (bool(args.out) and form == "jsonl")
+    constant = constants(model, **settings) if resumable else constants(model)
     if args.engine == "ray":
-        return answer_on_ray(args, found, constant, top_k=args.top_k)
+        return run_on_ray(args, found, constant, top_k=args.top_k)
     model = optimize(model) if fast else model
-    answer = classifier(model, args.top_k)
-    sink = Journal(args.out, constant, resume=args.resume) if journalled else WRITERS[form](Stdout(args.out))
-    return answer_inputs(args, model, found, answer, constant, sink)
-
-
-# A writer passes each record on as soon as it is ready, and as a whole.
-
-
-class TextWriter:
-    """For people; errors go to stderr."""
-
-    def __init__(self, out: Stdout):
-        self.out = out
-
-    def known(self) -> Iterator[Known]:
-        """Nothing: only JSON lines are continued."""
-        yield from ()
-
-    def put(self, index: int, item: dict[str, Any]) -> None:
-        """Write one record."""
-        if "error" in item:
-            say(printable(item["error"]["message"]))
-            return
-        notes = f"  ({'; '.join(item['warnings'])})" if "warnings" in item else ""
-        lines = [printable(item["path"]) + notes]
-        for p in item["top"]:
-            label = f"class {p['index']}" if p["label"] is None else f"{printable(p['label'])} ({p['index']})"
-            lines.append(f"  {p['score']:.3f}  {label}")
-        self.out.write("\n".join(lines) + "\n")
-
-    def finish(self, total: int) -> None:
-        """All records have come."""
-
-    def close(self) -> None:
-        """No more come."""
-        self.out.close()
-
-
-class JsonLinesWriter(TextWriter):
-    """A record a line."""
-
-    def put(self, index: int, item: dict[str, Any]) -> None:
-        """Write one record."""
-        from minivit.inference.jsonl import encode
-
-        self.out.write(encode(item))
-
-
-class JsonWriter(TextWriter):
-    """One array, which an interruption closes, so that it stays valid."""
-
-    separator = "["
-
-    def put(self, index: int, item: dict[str, Any]) -> None:
-        """Write one record."""
-        self.out.write(self.separator + json.dumps(item))
-        self.separator = ",\n "
-
-    def close(self) -> None:
-        """End the array."""
-        self.out.write("[]\n" if self.separator == "[" else "]\n")
-        super().close()
-
-
-class CsvWriter(TextWriter):
-    """A row for each label, one for an error."""
-
-    def __init__(self, out: Stdout):
-        super().__init__(out)
-        self._row("path", "rank", "index", "label", "score", "error", "message")
-
-    def put(self, index: int, item: dict[str, Any]) -> None:
-        """Write one record."""
-        if "error" in item:
-            self._row(item["path"], "", "", "", "", item["error"]["code"], item["error"]["message"])
-        for rank, p in enumerate(item.get("top", []), start=1):
-            self._row(item["path"], rank, p["index"], p["label"], repr(p["score"]), "", "")
-
-    def _row(self, *values: Any) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(values)
-        self.out.write(text.getvalue())
-
-
-WRITERS = {"text": TextWriter, "json": JsonWriter, "jsonl": JsonLinesWriter, "csv": CsvWriter}
+    predict = classifier(model, args.top_k)
+    writer = JsonlLog(args.out, constant, resume=args.resume) if resumable else WRITERS[form](Output(args.out))
+    return run_local(args, model, found, predict, constant, writer)

@@ -1,11 +1,13 @@
-"""How good a classifier is: accuracy, confusion and calibration over labelled pictures."""
+"""Evaluation of a classifier on labelled images: accuracy, confusion matrix, calibration error."""
 
 from __future__ import annotations
 
+import csv
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from minivit.errors import CheckpointError, UsageError
 from minivit.images.preprocess import normalize
 from minivit.model.capabilities import ImageModel
-from minivit.training.dataset import AugmentedPhotos, Photos
+from minivit.training.dataset import LabelledImages, TrainingImages
 from minivit.training.recipe import Augmentation
 
 BINS = 15  # of the calibration error, as in its paper
@@ -21,56 +23,63 @@ BINS = 15  # of the calibration error, as in its paper
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What `evaluate` found."""
+    """The result of `evaluate`."""
 
     images: int
-    top1: float  # share of pictures whose best class is right, 0 to 1
-    top5: float  # share of pictures whose right class is among the best five
+    top1: float  # fraction of images whose most likely class is right, 0 to 1
+    top5: float  # fraction of images whose class is among the five most likely
     calibration_error: float  # expected calibration error over BINS equal bins, 0 to 1
     images_per_second: float  # reading, preprocessing and model together
     classes: list[str]  # names along the axes of `confusion`
-    confusion: list[list[int]]  # [true class][predicted class] -> pictures
+    confusion: list[list[int]]  # [true class][predicted class] -> images
 
     @property
     def per_class(self) -> dict[str, float]:
-        """Share of right answers among the pictures of each class; classes without pictures are left out."""
+        """The accuracy on the images of each class; classes without images are left out."""
         return {
             name: row[i] / sum(row)
             for i, (name, row) in enumerate(zip(self.classes, self.confusion, strict=True))
             if sum(row)
         }
 
+    def write_confusion(self, path: str | Path) -> None:
+        """Write the confusion matrix as CSV, with the names of the classes."""
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["true \\ predicted", *self.classes])
+            writer.writerows([name, *row] for name, row in zip(self.classes, self.confusion, strict=True))
+
 
 @torch.inference_mode()
 def evaluate(
     model: ImageModel,
-    photos: Photos,
+    images: LabelledImages,
     *,
     batch_size: int = 64,
     workers: int = 0,
     report: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Run every picture through the model, prepared as its ImageSpec says.
+    """Return how well the model classifies the images, preprocessed by its ImageSpec.
 
     Args:
         model: a ViT with a head and an image_spec.
-        photos: their class folders must be named as the model's labels.
-        workers: processes that read pictures ahead.
-        report: called with the number of pictures done.
+        images: their class folders are named as the model's labels.
+        workers: processes that read images ahead.
+        report: called with the number of images done so far.
 
     Raises:
-        UsageError: a class folder that is no label of the model.
+        UsageError: a class folder that is not a label of the model.
         CheckpointError: the model has no head or no preprocessing of a fixed size.
     """
     spec = model.image_spec
     if not model.config.classes or spec is None or spec.size != model.config.image_size:
         raise CheckpointError(f"{model.name}: needs a classifier, and preprocessing to {model.config.image_size}")
-    output_of = torch.tensor(match_classes(photos, model.labels, model.config.classes))
+    output_of = torch.tensor(match_classes(images, model.labels, model.config.classes))
     loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
-        AugmentedPhotos(photos, spec, Augmentation(), seed=0),  # type: ignore[arg-type]
+        TrainingImages(images, spec, Augmentation(), seed=0),  # type: ignore[arg-type]
         batch_sampler=[
-            [(0, index) for index in range(start, min(start + batch_size, len(photos)))]
-            for start in range(0, len(photos), batch_size)
+            [(0, index) for index in range(start, min(start + batch_size, len(images)))]
+            for start in range(0, len(images), batch_size)
         ],
         num_workers=workers,
     )
@@ -92,47 +101,47 @@ def evaluate(
     confusion = torch.zeros(model.config.classes, model.config.classes, dtype=torch.long)
     confusion.index_put_((truth, guess), torch.ones_like(truth), accumulate=True)
     return Evaluation(
-        images=len(photos),
+        images=len(images),
         top1=(guess == truth).double().mean().item(),
-        top5=in_top5 / len(photos),
+        top5=in_top5 / len(images),
         calibration_error=calibration_error(score, guess == truth),
-        images_per_second=len(photos) / seconds,
+        images_per_second=len(images) / seconds,
         classes=[(model.labels or {}).get(index, f"class {index}") for index in range(model.config.classes)],
         confusion=confusion.tolist(),
     )
 
 
 def calibration_error(score: Tensor, correct: Tensor) -> float:
-    """Expected calibration error of best scores (n) against whether they were right (n).
+    """Return the expected calibration error of the best scores (n), given whether they were right (n).
 
-    Guo et al. 2017 (arXiv:1706.04599), equation 3: over equal bins of the score, the gap between mean
-    score and accuracy, weighted by the share of pictures.
+    Guo et al. 2017 (arXiv:1706.04599), equation 3: the gap between mean score and accuracy in equal
+    bins of the score, weighted by the fraction of images in each.
     """
     bins = (score * BINS).ceil().clamp(1, BINS).long() - 1
     gaps = torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, score.double() - correct.double())
     return (gaps.abs().sum() / len(score)).item()
 
 
-def match_classes(photos: Photos, labels: Mapping[int, str] | None, outputs: int) -> list[int]:
-    """For every class folder, the output of the head it stands for.
+def match_classes(images: LabelledImages, labels: Mapping[int, str] | None, outputs: int) -> list[int]:
+    """Return for every class folder the index of its output of the head.
 
-    A folder is matched by any of a label's comma-separated names, whatever their case, `_` as space.
-    Without label names, folders in sorted order must be as many as the outputs.
+    A folder matches any of a label's comma-separated names, ignoring case, with `_` as a space. Without label
+    names, the number of folders must equal the number of outputs.
 
     Raises:
-        UsageError: naming the folders that match nothing.
+        UsageError: folders that match no label.
     """
     if labels is None:
-        if len(photos.classes) != outputs:
-            raise UsageError(f"{photos.source}: {len(photos.classes)} class folders for {outputs} unnamed outputs")
+        if len(images.classes) != outputs:
+            raise UsageError(f"{images.source}: {len(images.classes)} class folders for {outputs} unnamed outputs")
         return list(range(outputs))
     output_of = {_plain(name): index for index, label in labels.items() for name in [label, *label.split(",")]}
-    unknown = [name for name in photos.classes if _plain(name) not in output_of]
+    unknown = [name for name in images.classes if _plain(name) not in output_of]
     if unknown:
         listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
         known = ", ".join(list(labels.values())[:5]) + (" ..." if len(labels) > 5 else "")
-        raise UsageError(f"{photos.source}: class folders that are no labels of the model: {listed} (labels: {known})")
-    return [output_of[_plain(name)] for name in photos.classes]
+        raise UsageError(f"{images.source}: class folders that are no labels of the model: {listed} (labels: {known})")
+    return [output_of[_plain(name)] for name in images.classes]
 
 
 def _plain(name: str) -> str:
