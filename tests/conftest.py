@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from helpers.models import HF_SIZES, randomise
 from PIL import Image
 
 # Set before huggingface_hub is first imported: no test reaches out by accident.
@@ -26,18 +28,6 @@ SAFE_TO_UNPICKLE = shards.SAFE_TO_UNPICKLE
 shards.SAFE_TO_UNPICKLE = (2, 6)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-# Sizes are pairwise different, primes where they can be, so that no swapped axis can pass: grid 3 x 5,
-# 16 tokens, width 7 heads of 13, MLP 101, 11 classes, patches of 8.
-SMALL = {
-    "image_size": [24, 40],
-    "patch_size": 8,
-    "hidden_size": 91,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 7,
-    "intermediate_size": 101,
-    "num_labels": 11,
-}
 
 
 def seed(name: str) -> None:
@@ -87,7 +77,7 @@ def hf_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
         key = repr((head, seed, sorted(changes.items())))
         if key not in made:
-            config = ViTConfig(**{**SMALL, **changes})
+            config = ViTConfig(**{**HF_SIZES, **changes})
             torch.manual_seed(seed)
             model = (ViTForImageClassification if head else ViTModel)(config)
             randomise(model)
@@ -100,9 +90,9 @@ def hf_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
     return make
 
 
-@torch.no_grad()
-def randomise(model: torch.nn.Module) -> None:
-    """Give every parameter a value that matters: fresh models have biases of 0 and norms of 1, which hide faults."""
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 1:
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + ("norm" in name and name.endswith("weight")))
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell in one line how many tests were skipped, and why."""
+    reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
+    if reasons:
+        told = "; ".join(f"{count} {reason.removeprefix('Skipped: ')}" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"skipped: {told}")

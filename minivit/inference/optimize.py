@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from minivit.errors import UsageError
 from minivit.model.attention import Attend, SelfAttention, attend_sdpa, rotate
 from minivit.model.block import MLP, Block, LayerScale, QuickGELU, SwiGLU
+from minivit.model.capabilities import ImageModel, Model
 from minivit.model.vit import ViT
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "int8")
@@ -357,7 +358,7 @@ class Replayed:
 
 
 def optimize(
-    model: ViT, dtype: str | torch.dtype | None = None, *, compile: bool = False, graphs: bool = False
+    model: Model, dtype: str | torch.dtype | None = None, *, compile: bool = False, graphs: bool = False
 ) -> FastViT:
     """The fastest equal of a loaded model on this machine, as a snapshot: later changes of the model do not reach it.
 
@@ -423,7 +424,7 @@ def optimize(
     return fast
 
 
-def pays(model: ViT, pictures: int) -> bool:
+def pays(model: ImageModel, pictures: int) -> bool:
     """Whether `optimize` takes less time than it saves on so many pictures; below, its copy is not worth the memory.
 
     Packing reads and writes every weight once; a picture saves in proportion to weights times tokens. So what counts

@@ -16,10 +16,8 @@ from minivit.images.spec import ImageSpec
 from minivit.inference.predictions import Prediction
 from minivit.inference.predictions import top_k as best
 from minivit.inference.prefetch import Answer, Item, answer_all
-from minivit.model.clip import CLIP
+from minivit.model.capabilities import ImageModel, Model, image_model
 from minivit.model.config import SwinConfig
-from minivit.model.swin import Swin
-from minivit.model.vit import ViT
 from minivit.weights import load
 
 POOLS = ("cls", "mean", "cls+mean", "pooler", "projection", "tokens")
@@ -38,7 +36,7 @@ class Classified:
 def iter_classify(
     pictures: Iterable[Picture],
     *,
-    model: ViT | CLIP | Swin | str | os.PathLike[str],
+    model: Model | str | os.PathLike[str],
     top_k: int = 5,
     batch_size: int = 1,
     readers: int | None = None,
@@ -62,7 +60,7 @@ def iter_classify(
 
 
 def classify(
-    images: Picture | Iterable[Picture], *, model: ViT | CLIP | Swin | str | os.PathLike[str], top_k: int = 5
+    images: Picture | Iterable[Picture], *, model: Model | str | os.PathLike[str], top_k: int = 5
 ) -> list[list[Prediction]]:
     """The `top_k` most likely classes of every picture.
 
@@ -80,7 +78,7 @@ def classify(
 def embed(
     images: Picture | Iterable[Picture],
     *,
-    model: ViT | CLIP | Swin | str | os.PathLike[str],
+    model: Model | str | os.PathLike[str],
     pool: str = "cls",
     layer: int | None = None,
     norm: str | None = None,
@@ -104,7 +102,7 @@ def embed(
     return torch.stack(rows)
 
 
-def classifier(model: ViT | Swin, top_k: int) -> Callable[[Tensor], list[list[Prediction]]]:
+def classifier(model: ImageModel, top_k: int) -> Callable[[Tensor], list[list[Prediction]]]:
     """pixels_BCHW -> the `top_k` best Predictions of each picture.
 
     Raises:
@@ -124,7 +122,7 @@ def classifier(model: ViT | Swin, top_k: int) -> Callable[[Tensor], list[list[Pr
 
 
 def embedder(
-    model: ViT | Swin, pool: str = "cls", *, layer: int | None = None, norm: str | None = None
+    model: ImageModel, pool: str = "cls", *, layer: int | None = None, norm: str | None = None
 ) -> Callable[[Tensor], Tensor]:
     """pixels_BCHW -> one embedding of each picture.
 
@@ -144,7 +142,7 @@ def embedder(
         raise UsageError(f"pool is {pool!r}; it must be one of {', '.join(POOLS)}")
     if norm not in (None, "l2"):
         raise UsageError(f"norm is {norm!r}; it must be l2, or none at all")
-    if isinstance(model, Swin) and (layer is not None or pool not in ("mean", "tokens")):
+    if model.windowed and (layer is not None or pool not in ("mean", "tokens")):
         raise UsageError(f"{model.name}: of a Swin the tokens of the last stage are left, as pool mean or tokens")
     depth = len(model.blocks)
     if layer is not None and not -depth <= layer < depth:
@@ -154,7 +152,7 @@ def embedder(
     absent = {
         "cls": not model.config.cls_token,
         "cls+mean": not model.config.cls_token,
-        "pooler": isinstance(model, Swin) or (model.pooler is model.attn_pool is None) or layer is not None,
+        "pooler": model.windowed or (model.pooler is model.attn_pool is None) or layer is not None,
         "projection": not model.config.projection or layer is not None,
     }
     if absent.get(pool):
@@ -163,7 +161,7 @@ def embedder(
         raise UsageError(f"{model.name}: has no {pool} {where}; use pool {there}")
 
     def tokens_after(pixels_BCHW: Tensor) -> Tensor:
-        if layer is None or isinstance(model, Swin):
+        if layer is None or model.windowed:
             return model.features(pixels_BCHW)
         x, rope = model.embed(pixels_BCHW), model.rope(model.layout_of(pixels_BCHW))
         for block in model.blocks[: layer % depth + 1]:
@@ -173,7 +171,7 @@ def embedder(
     def pooled(tokens_BND: Tensor) -> Tensor:
         if pool == "tokens":
             return tokens_BND
-        if pool in ("pooler", "projection") and not isinstance(model, Swin):
+        if pool in ("pooler", "projection") and not model.windowed:
             pooled_BD = model.pool(tokens_BND)
             return model.proj(pooled_BD) if pool == "projection" else pooled_BD
         if layer is None:
@@ -189,7 +187,7 @@ def embedder(
     return answer
 
 
-def embedding_shape(model: ViT | Swin, pool: str) -> tuple[int, ...]:
+def embedding_shape(model: ImageModel, pool: str) -> tuple[int, ...]:
     """The shape of one embedding of a pool the model has, for pictures of its preprocessing."""
     config = model.config
     size = image_spec_of(model).size
@@ -200,7 +198,7 @@ def embedding_shape(model: ViT | Swin, pool: str) -> tuple[int, ...]:
 
 
 def _answers(
-    pictures: Iterable[Picture], model: ViT | Swin, answer: Callable, batch_size: int, readers: int | None
+    pictures: Iterable[Picture], model: ImageModel, answer: Callable, batch_size: int, readers: int | None
 ) -> Iterator[Answer]:
     like = model.patch_embed.weight
     items = (Item(picture) for picture in pictures)
@@ -213,13 +211,13 @@ def _several(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
     return [images] if one else images  # type: ignore[list-item, return-value]
 
 
-def picture_model(model: ViT | CLIP | Swin | str | os.PathLike[str]) -> ViT | Swin:
+def picture_model(model: Model | str | os.PathLike[str]) -> ImageModel:
     """The model that reads the pictures: of two towers, the image tower."""
     given = load(model) if isinstance(model, (str, os.PathLike)) else model
-    return given.image if isinstance(given, CLIP) else given
+    return image_model(given)
 
 
-def image_spec_of(model: ViT | Swin) -> ImageSpec:
+def image_spec_of(model: ImageModel) -> ImageSpec:
     """The model's preprocessing; refuses before the first picture what would fail, or mislead, at every one."""
     if model.image_spec is None:
         raise CheckpointError(

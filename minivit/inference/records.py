@@ -11,8 +11,7 @@ import torch
 
 from minivit.images.spec import ImageSpec
 from minivit.inference.prefetch import Answer
-from minivit.model.swin import Swin
-from minivit.model.vit import ViT
+from minivit.model.capabilities import ImageModel
 
 SCHEMA = 1  # of the records; a field is only ever added under the same number
 
@@ -38,7 +37,7 @@ def record(path: str, answer: Answer, constant: dict[str, Any]) -> dict[str, Any
     return {"schema": SCHEMA, "path": path, **outcome, **sha256, **constant, **warnings}
 
 
-def constants(model: ViT | Swin, **run: Any) -> dict[str, Any]:
+def constants(model: ImageModel, **run: Any) -> dict[str, Any]:
     """The fields every record of a run shares: model, revision, device and, where any is given, the settings `run`."""
     device = str(model.patch_embed.weight.device)
     shared: dict[str, Any] = {"model": model.name, "revision": model.revision, "device": device}
@@ -50,7 +49,7 @@ def preprocessing(spec: ImageSpec) -> dict[str, Any]:
     return {key: value for key, value in json.loads(json.dumps(asdict(spec))).items() if key != "source"}
 
 
-def fingerprint(model: ViT | Swin) -> str:
+def fingerprint(model: ImageModel) -> str:
     """16 hexadecimal digits for weights, architecture and preprocessing: a retrained model in its old folder differs.
 
     Of every parameter the shape, the dtype and the first 64 numbers are read, which costs no time.

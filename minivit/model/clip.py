@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,9 @@ class CLIP(nn.Module):
         text: the text tower.
         tokenizer: texts -> ids, from the checkpoint's own tokenizer.json; None where it has none.
     """
+
+    has_text: ClassVar[Literal[True]] = True  # see capabilities.py
+    windowed: ClassVar[Literal[False]] = False
 
     def __init__(self, config: CLIPConfig, attend: Attend = attend_sdpa):
         super().__init__()

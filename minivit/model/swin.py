@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -185,6 +186,9 @@ class Swin(nn.Module):
         attend: the attention callable of every block; it takes a bias.
         image_spec, labels, name, revision: as a ViT's.
     """
+
+    has_text: ClassVar[Literal[False]] = False  # see capabilities.py
+    windowed: ClassVar[Literal[True]] = True
 
     def __init__(self, config: SwinConfig, attend: Attend | BiasedAttend = attend_sdpa):
         """

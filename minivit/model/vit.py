@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +26,9 @@ class ViT(nn.Module):
         labels: {index: name} of the head's outputs, or None.
         name, revision: where the weights came from; set by `minivit.load`.
     """
+
+    has_text: ClassVar[Literal[False]] = False  # see capabilities.py
+    windowed: ClassVar[Literal[False]] = False
 
     def __init__(self, config: ViTConfig, attend: Attend = attend_sdpa):
         super().__init__()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from minivit.errors import ShapeError, UsageError
 from minivit.model.block import activation
+from minivit.model.capabilities import require_windowed
 from minivit.model.config import ACTIVATIONS, WINDOWINGS, SwinConfig
 from minivit.model.swin import Swin, SwinBlock, WindowAttention, Windows
 from minivit.parity.search import EPS, Cause, Row, compare, swap, tolerance_of
@@ -96,8 +97,7 @@ def swin_steps(model: Swin, pixels_BCHW: Tensor, names: Sequence[str] | None = N
     Raises:
         UsageError: not a Swin, or no such step.
     """
-    if not isinstance(model, Swin):
-        raise UsageError(f"swin_steps reads a Swin, not a {type(model).__name__}; minivit.trace reads a ViT")
+    require_windowed(model, "swin_steps")
     found: dict[str, Tensor] = {}
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor | None = None) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from minivit.errors import UsageError
 from minivit.model.attention import Attend, AttentionPool, SelfAttention, attention_probs
 from minivit.model.block import Block
+from minivit.model.capabilities import require_vit
 from minivit.model.config import TokenLayout
 from minivit.model.vit import ViT
 from minivit.study.selectors import Wanted, read_keep, read_limit
@@ -189,8 +190,7 @@ def trace(
     Raises:
         UsageError: a pattern that fits nothing, or more bytes than `limit`, before anything is computed.
     """
-    if not isinstance(model, ViT):
-        raise UsageError(f"trace reads a minivit ViT, not a {type(model).__name__}; a compiled one is under ._orig_mod")
+    require_vit(model, "trace")
     recording = _recording(model, read_keep(keep, model), read_limit(limit), grad)
     if pixels_BCHW is None:
         if resample:

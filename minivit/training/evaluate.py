@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minivit.errors import CheckpointError, UsageError
 from minivit.images.preprocess import normalize
-from minivit.model.vit import ViT
+from minivit.model.capabilities import ImageModel
 from minivit.training.dataset import AugmentedPhotos, Photos
 from minivit.training.recipe import Augmentation
 
@@ -43,7 +43,7 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    model: ViT,
+    model: ImageModel,
     photos: Photos,
     *,
     batch_size: int = 64,

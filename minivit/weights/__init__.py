@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from minivit.model.attention import Attend, attend_sdpa
+from minivit.model.capabilities import Model
 from minivit.weights import convert
 from minivit.weights.files import BUNDLED, find
 from minivit.weights.writer import save
@@ -23,7 +24,7 @@ def load(
     attend: Attend | None = None,
     revision: str | None = None,
     family: str | None = None,
-) -> Any:
+) -> Model:
     """A published or saved checkpoint as a model, with its labels and its preprocessing.
 
     What it is says config.json's model_type: a `ViT`, or of "clip" and "siglip", which have two towers, a `CLIP`.

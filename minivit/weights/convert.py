@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minivit.errors import CheckpointError, UsageError
 from minivit.model.attention import Attend, attend_sdpa
+from minivit.model.capabilities import Model, image_model
 from minivit.model.clip import CLIP
 from minivit.model.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
 from minivit.model.swin import Swin
@@ -60,7 +61,6 @@ def table_for(source: Source, family: str | None = None) -> Table:
     )
 
 
-Model = ViT | CLIP | Swin
 MODELS: dict[type, Callable[..., Model]] = {ViTConfig: ViT, CLIPConfig: CLIP, SwinConfig: Swin}
 
 
@@ -121,7 +121,7 @@ def examine(source: Source, shards: Shards, attend: Attend = attend_sdpa, family
             model: Model = MODELS[type(config)](config, attend)
     except (RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{source.name}: config.json makes no {table.makes}: {first_line(error)}") from None
-    seeing = model.image if isinstance(model, CLIP) else model
+    seeing = image_model(model)
     seeing.name, seeing.revision = source.name, source.revision
     seeing.labels = read_labels(source, seeing.config.classes)
     preprocessor, where = find_preprocessor(source, table, seeing.config)
@@ -161,7 +161,7 @@ def build(
                 raise CheckpointError(f"{name} holds NaN or infinity; the file is damaged")
     model = checkpoint.model
     model.load_state_dict(state, strict=True, assign=True)
-    if isinstance(model, CLIP):
+    if model.has_text:
         model.tokenizer = _tokenizer(source, model.config.text)
     return model.eval()
 
@@ -187,7 +187,7 @@ def describe(source: Source, family: str | None = None) -> dict[str, Any]:
     with Shards(source) as shards:
         model = match(source, shards, family=family).model
         dtypes = sorted(set(shards.dtypes.values()))
-    seeing = model.image if isinstance(model, CLIP) else model
+    seeing = image_model(model)
     layout = seeing.config.layout
     return {
         "model": source.name,
@@ -221,7 +221,7 @@ def verify(source: Source, family: str | None = None) -> dict[str, Any]:
     except CheckpointError as error:
         return {**facts, "error": str(error)}
     model = checkpoint.model
-    seeing = model.image if isinstance(model, CLIP) else model
+    seeing = image_model(model)
     used = sum(part is not None for assembly in checkpoint.plan.values() for part in assembly.parts)
     found = "found" if source.preprocessor or "pretrained_cfg" in source.config else "assumed"
     return {

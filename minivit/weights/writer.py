@@ -13,11 +13,10 @@ from torch import Tensor
 
 from minivit.errors import CheckpointError, ShapeError, UsageError
 from minivit.images.spec import RESAMPLES, ImageSpec
-from minivit.model.clip import CLIP
+from minivit.model.capabilities import Model
 from minivit.model.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
-from minivit.model.swin import Swin, windows_of
-from minivit.model.vit import ViT
-from minivit.weights.convert import Model, assembly_of, rows_for, spellings
+from minivit.model.swin import windows_of
+from minivit.weights.convert import assembly_of, rows_for, spellings
 from minivit.weights.families.configs import DERIVED, Config, read_config, read_image_spec
 from minivit.weights.families.tables import FAMILIES, Kind, Table
 from minivit.weights.files import Source
@@ -51,7 +50,7 @@ def save(model: Model, folder: str | Path, *, dtype: torch.dtype | None = None) 
     Raises:
         UsageError: no layout has a place for every part of the model, of its preprocessing or of its tokenizer.
     """
-    if not isinstance(model, (ViT, CLIP, Swin)):
+    if not isinstance(model, Model):
         raise UsageError(f"a minivit ViT, CLIP or Swin is written, not a {type(model).__name__}")
     state, config = dict(model.state_dict()), model.config
     if isinstance(config, ViTConfig) and config.positions == "learned_patches":
@@ -147,7 +146,7 @@ def _windows_as_transformers(config: SwinConfig) -> bool:
 
 def _tokenizer_files(model: Model) -> dict[str, bytes]:
     """The files of a CLIP's tokenizer, as they were loaded."""
-    tokenizer = model.tokenizer if isinstance(model, CLIP) else None
+    tokenizer = model.tokenizer if model.has_text else None
     if tokenizer is None:
         return {}
     if tokenizer.bare:
@@ -176,7 +175,7 @@ def config_json(
         return result if config.score == "sigmoid" else {**result, "projection_dim": config.text.projection}
     result |= _fields(config, table)
     if config.classes:
-        assert not isinstance(model, CLIP), "its classes are texts"
+        assert not model.has_text, "its classes are texts"
         labels = model.labels or {index: f"LABEL_{index}" for index in range(config.classes)}
         result["id2label"] = {str(index): name for index, name in labels.items()}
         result["label2id"] = {name: index for index, name in labels.items()}

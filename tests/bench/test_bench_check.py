@@ -134,6 +134,7 @@ def test_baselines_and_the_template_are_accepted_in_all_layouts(name: str, tmp_p
     assert refusals(load_kernel(name), cases) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="the baseline flex needs torch 2.7")
 def test_flex_uncompiled_is_accepted_in_all_layouts():
     checks = [check for check in CHECKS if not check.startswith("backward")]

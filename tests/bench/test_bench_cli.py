@@ -39,6 +39,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "mine.py"
 
 
+@pytest.mark.slow
 def test_records_of_a_right_and_a_wrong_kernel(kernel: str, capsys: pytest.CaptureFixture[str]):
     wrong = "mutant:dropped-last-key"
     assert main(["bench", "check", kernel, wrong, "--case", CASE, "--seed", "5", "--json"]) == 1

@@ -23,6 +23,7 @@ def run_of(microseconds: float, seed: int, *, machine: float = 1.0, **changes):
     return simulate(takes, seed, against=("sdpa", "eager"), **changes)
 
 
+@pytest.mark.slow
 def test_a_planted_slowdown_of_a_tenth_is_found_and_nothing_else():
     for seed in range(20):
         changes = compare(run_of(100, seed), run_of(110, seed + 1000), fail_on=0.03)
@@ -33,6 +34,7 @@ def test_a_planted_slowdown_of_a_tenth_is_found_and_nothing_else():
         assert slower.q <= 0.05
 
 
+@pytest.mark.slow
 def test_the_same_twice_is_quiet():
     for seed in range(30):
         changes = compare(run_of(100, seed), run_of(100, seed + 1000), fail_on=0.03)

@@ -54,6 +54,7 @@ def accidents(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_accidents_are_rows_and_the_rest_is_asked_until_the_third_death(
     accidents: Path, capfd: pytest.CaptureFixture[str]
 ):

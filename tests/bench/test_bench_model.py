@@ -269,6 +269,7 @@ def test_wrong_answers_and_what_is_not_supported():
         run_of(machine)
 
 
+@pytest.mark.slow
 def test_the_command_on_the_model_in_the_box(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -270,6 +270,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     Path("mine.py").write_text(KERNEL)
 
 
+@pytest.mark.slow
 def test_a_run_from_the_check_to_the_reports(quick, capsys: pytest.CaptureFixture[str]):
     assert main(["bench", "run", "mine.py", "--against", "sdpa", *SMALL, "-o", "out", "--seed", "3"]) == 0
     out, err = capsys.readouterr()
@@ -297,6 +298,7 @@ def test_a_run_from_the_check_to_the_reports(quick, capsys: pytest.CaptureFixtur
     assert "mine.py: cannot be made" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_not_timed_unless_asked_to_and_then_says_so(quick, capsys: pytest.CaptureFixture[str]):
     Path("mine.py").write_text(KERNEL.replace("(q, k, v)\n", "(q, k, v) * 1.01\n"))
     assert main(["bench", "run", "mine.py", "--against", "sdpa", *SMALL, "-o", "out"]) == 1

@@ -171,6 +171,7 @@ def test_covering_meets_every_value_and_every_pair_that_is_allowed():
     assert len(list(covering(axes, pairs=[], allowed=allowed))) <= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effort", EFFORTS)
 def test_plans_ask_every_check_in_every_dtype(effort: str):
     cases = plan(list(CHECKS), EFFORTS[effort], device="cpu", dtypes=ALL_DTYPES)

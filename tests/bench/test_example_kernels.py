@@ -105,6 +105,7 @@ def test_the_wrong_kernel_is_refused_where_keys_are_lost_and_only_there():
 
 @needs_compiler
 @needs_x86
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", ["avx2", "avx512"])
 def test_the_cpp_kernel_is_accepted_around_its_blocks(capability: str, monkeypatch: pytest.MonkeyPatch):
     if capability == "avx512" and torch.backends.cpu.get_cpu_capability() != "AVX512":
@@ -118,6 +119,7 @@ def test_the_cpp_kernel_is_accepted_around_its_blocks(capability: str, monkeypat
 
 @needs_compiler
 @needs_x86
+@pytest.mark.slow
 def test_the_cpp_kernel_takes_what_the_check_does_not_send():
     kernel, right = (load_kernel(str(KERNELS / file)) for file in ("avx.py", "eager.py"))
     torch.manual_seed(0)
@@ -143,6 +145,7 @@ def test_the_cpp_kernel_takes_what_the_check_does_not_send():
 
 
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["compiled.py", "flex.py"])
 def test_compiled_kernels_are_accepted(file: str):
     if file == "flex.py" and torch.__version__ < "2.7":
@@ -154,6 +157,7 @@ def test_compiled_kernels_are_accepted(file: str):
     assert {row.finding.status for row in rows} == {"pass"}
 
 
+@pytest.mark.slow
 def test_the_triton_kernel_is_accepted_in_the_interpreter(monkeypatch: pytest.MonkeyPatch):
     if not importlib.util.find_spec("triton"):
         pytest.skip("needs triton")

@@ -22,6 +22,8 @@ from minivit.cli import main
 from minivit.errors import ShapeError, UsageError
 from minivit.viz.page.html import LEVELS, STEPS
 
+pytestmark = pytest.mark.browser
+
 EVIL = "</script><script>document.title='broken'</script><!-- & \"'.png"
 LABELS = {i: f"<b>label {i}</b> & </script>, other" for i in range(5)}
 PHOTO = Image.effect_noise((200, 120), 90).convert("RGB")

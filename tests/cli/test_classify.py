@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.command import run
 from PIL import Image
 
 import minivit
@@ -41,12 +42,6 @@ def pictures(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "text.jpg").write_text("no picture")
     (folder / "notes.txt").write_text("not taken for a picture")
     return {place: str(tmp_path / place) for place in (*places, "cut.jpg", "text.jpg", "folder")}
-
-
-def run(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[int, str, str]:
-    code = main([*arguments])
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def test_jsonl_schema_1_is_frozen(capsys, model, pictures):
@@ -201,6 +196,7 @@ def command(*arguments: str, **kwargs) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "minivit", *arguments], **{**pipes, **kwargs})
 
 
+@pytest.mark.slow
 def test_standard_input_in_and_a_closed_pipe_out(model, pictures):
     """`minivit classify - < a.png` works, and `| head -n 1` ends quietly."""
     with Path(pictures["a.png"]).open("rb") as file:
@@ -232,6 +228,7 @@ def test_interrupting_leaves_valid_output_and_exits_130(model, pictures):
     assert 1 <= len(json.loads(start + rest)) < 3000
 
 
+@pytest.mark.slow
 def test_every_photo_equals_transformers_with_its_pillow_processor(capsys, photos, hf_checkpoint):
     """Real photos through a ViT-B/16 written by transformers: same top five, scores within 1e-5."""
     from transformers import ViTForImageClassification, ViTImageProcessorPil

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from conftest import randomise
 
+from helpers.models import randomise
 from minivit.model.attention import attend_sdpa
 from minivit.model.config import ViTConfig
 from minivit.model.vit import ViT

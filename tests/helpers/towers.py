@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import torch
-from conftest import randomise
+
+from helpers.models import randomise
 
 WORDS = "a photo of the dog cat cats dogs two on grass painting small 2021 café naïve it's they're élan bird birds"
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import fakes
+from helpers.command import run
 from helpers.references import CASES, Reference
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -44,15 +45,7 @@ def reference(tmp_path_factory) -> Callable[[str], Reference]:
 
 @pytest.fixture
 def diff(capsys):
-    def run(*argv):
-        try:
-            code = main(["diff", *map(str, argv), "--offline"])
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return lambda *arguments: run(capsys, "diff", *map(str, arguments), "--offline")
 
 
 # --- parity holds ---------------------------------------------------------------------------------------------
@@ -567,6 +560,7 @@ def everything() -> ViT:
     return fakes.build("two", dtype=torch.float32, pooling="mean", image_size=(24, 24), **extras)
 
 
+@pytest.mark.slow
 def test_everything_that_is_tried_can_be_found():
     """Each hypothesis, done to a copy of the model, is found by its own words: none is dead, none hides another."""
     model, x = everything(), fakes.pixels(batch=1, dtype=torch.float32)

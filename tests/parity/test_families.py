@@ -71,6 +71,7 @@ def test_every_output_equals_the_reference_in_float64(case, reference):
 
 
 @by_id([case for case in CASES if case.full_size])
+@pytest.mark.slow
 def test_the_smallest_published_size_equals_the_reference_in_float64(case, tmp_path):
     reference = case.make(tmp_path)
     model = minivit.load(reference.path, family=reference.family, dtype=torch.float64)
@@ -271,6 +272,7 @@ def test_dinov3_keeps_no_bias_of_the_keys(tmp_path):
 # --- names of architectures -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_timm_architecture_has_timms_own_shapes():
     import timm
 

@@ -295,6 +295,7 @@ def refusal(result: dict[str, Any], code: int = 4) -> str:
     return result["err"]
 
 
+@pytest.mark.slow
 def test_the_first_download_equals_the_same_files_in_a_folder(world: dict[str, Any]) -> None:
     online = world["online"]
     assert top(online["whole"]) == top(online["local"])

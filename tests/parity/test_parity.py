@@ -140,6 +140,7 @@ def test_another_size_is_refused_unless_asked_for(hf_checkpoint):
         model(torch.zeros(1, 4, 24, 40))
 
 
+@pytest.mark.slow
 def test_vit_b16_equals_transformers_in_float64_and_float32(hf_checkpoint, full_precision_softmax):
     """The published architecture at full size, 86.6 million random parameters."""
     full = {"image_size": 224, "patch_size": 16, "hidden_size": 768, "num_hidden_layers": 12}

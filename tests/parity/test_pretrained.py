@@ -51,6 +51,7 @@ def test_its_answers_to_generated_pictures_are_those_it_was_shipped_with():
     assert [best.index for best, _ in predictions] == ANSWERS
 
 
+@pytest.mark.slow
 def test_its_accuracy_on_the_test_photos_is_the_one_its_card_states(shared: Path):
     """10,000 photos; one borderline photo more or less may fall the other way on another machine."""
     stated = json.loads((FOLDER / "evaluation.json").read_text())
@@ -71,6 +72,7 @@ def classify(cache: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_auto_falls_back_to_it_aloud_and_a_named_model_never_does(tmp_path):
     picture = tmp_path / "a.png"
     generated()[0].save(picture)
@@ -89,6 +91,7 @@ def test_auto_falls_back_to_it_aloud_and_a_named_model_never_does(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_nothing_needs_numpy(tmp_path):
     """As after a plain installation: torch does without it, and so do the files that are written and read."""
     picture = tmp_path / "a.png"

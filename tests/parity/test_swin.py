@@ -269,6 +269,7 @@ def test_torchvisions_names_are_known():
         assert table_for(source, f"torchvision/{name}") is FAMILIES["torchvision_swin"]
 
 
+@pytest.mark.slow
 def test_every_timm_swin_has_timms_own_shapes():
     import timm
 
@@ -338,7 +339,7 @@ def test_what_a_swin_has_not_is_one_line(checkpoint, photo, capsys, arguments, s
 def test_python_functions_refuse_a_swin(checkpoint):
     model = minivit.load(checkpoint)
     pixels = torch.zeros(1, 3, 56, 56)
-    with pytest.raises(UsageError, match="reads a minivit ViT, not a Swin"):
+    with pytest.raises(UsageError, match="is a Swin; trace needs a minivit ViT"):
         minivit.trace(model, pixels)
     with pytest.raises(UsageError, match="not a Swin"):
         minivit.optimize(model)
@@ -406,7 +407,7 @@ def test_maps_that_are_not_there_are_refused():
         minivit.study.window_attention(model, pixels, 7)
     with pytest.raises(UsageError, match="no token in row 10, column 0"):
         minivit.study.window_map(minivit.study.window_attention(model, pixels, 0), query=(10, 0))
-    with pytest.raises(UsageError, match="no class is followed back through a Swin"):
+    with pytest.raises(UsageError, match="is a Swin; relevance needs a minivit ViT"):
         minivit.study.relevance(model, pixels)
 
 

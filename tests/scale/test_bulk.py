@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.command import run
 from PIL import Image
 
 import minivit
@@ -57,12 +58,6 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bulk") / "pictures"
     make_pictures(folder, 40)
     return folder
-
-
-def run(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[int, str, str]:
-    code = main([*arguments])
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def records(path: Path) -> list[dict]:
@@ -512,6 +507,7 @@ def command(*arguments: str, **kwargs) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "minivit", *arguments], **{**pipes, **kwargs})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_signal_leaves_a_valid_prefix_that_resumes(capsys, model, folder, tmp_path, sign, code):
     """In mid-run for certain: its list of paths has no end yet."""
@@ -536,6 +532,7 @@ def test_a_signal_leaves_a_valid_prefix_that_resumes(capsys, model, folder, tmp_
     assert [one["path"] for one in records(out)] == paths
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_records_before_it_are_whole(model, folder, tmp_path):
     """The limit on the size of a file stands for the disk: the last write takes a part, the next fails."""
 
@@ -604,6 +601,7 @@ def test_an_output_folder_that_vanishes_is_noticed(capsys, model, folder, tmp_pa
     assert "cannot be written (No such file or directory)" in err
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_pictures(model, folder, tmp_path):
     """Peak of a run over 200 and over 4000 pictures, in processes of their own: less than 16 MB apart."""
     if not Path("/proc/self/status").exists():
@@ -634,6 +632,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(model, folder, tmp_pat
     assert peaks[1] - peaks[0] < 16
 
 
+@pytest.mark.slow
 def test_the_bar_is_for_terminals(model, folder, tmp_path):
     pty = pytest.importorskip("pty", reason="no terminals here")
     import fcntl

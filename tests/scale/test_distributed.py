@@ -17,7 +17,7 @@ from PIL import Image
 import minivit
 from minivit.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the warnings are Ray's own
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'minivit[ray]'")
 PICTURES, BATCH = 6 * 256 + 9, 8  # seven portions
 NODE = {"num_cpus": 2, "object_store_memory": 100 * 2**20}

@@ -10,12 +10,12 @@ import numpy
 import pytest
 import torch
 from helpers import fakes
+from helpers.command import run
 from PIL import Image
 from torch import Tensor, nn
 
 import minivit
 from minivit import study
-from minivit.cli import main
 from minivit.errors import ShapeError, UsageError
 from minivit.images.preprocess import box_on_grid
 from minivit.images.spec import ImageSpec
@@ -279,15 +279,7 @@ def test_pixels_that_make_no_whole_patch_are_in_no_map_and_no_curve():
 
 @pytest.fixture
 def look(hf_checkpoint, capsys):
-    def run(*argv, model=None):
-        try:
-            code = main([*argv, "-m", str(model or hf_checkpoint()), "--offline"])
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return lambda *arguments, model=None: run(capsys, *arguments, "-m", str(model or hf_checkpoint()), "--offline")
 
 
 FEW = "raw,relevance,norms"

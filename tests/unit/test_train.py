@@ -105,6 +105,7 @@ def test_one_epoch_beats_chance_by_far(pictures, tmp_path):
     assert evaluate(trained, photos).top1 >= 0.7
 
 
+@pytest.mark.slow
 def test_one_epoch_on_real_photos_beats_chance(shared, tmp_path):
     """2,000 CIFAR-10 photos, one epoch: chance is 0.10, and 500 test photos must come out at 0.2 or more."""
     photos = find_photos(shared / "cifar10-train.tar")
@@ -169,6 +170,7 @@ def test_resuming_another_run_is_refused(pictures, tmp_path):
         train(new_model(width=48), photos, replace(EVERYTHING, lr=0.5), tmp_path, resume=True)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_curve_of_one(pictures, tmp_path):
     """DistributedDataParallel on gloo: each process takes half of every batch; float32 sums differ in order only.
 
@@ -237,6 +239,7 @@ def test_the_command_writes_what_transformers_loads_and_agrees_with(pictures, tm
     assert "--init brings its own sizes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sigint_saves_and_says_how_to_go_on(pictures, tmp_path):
     command = [sys.executable, "-m", "minivit", "train", str(pictures), "-o", str(tmp_path / "out"), "--epochs", "4000"]
     environment = {**os.environ, "PYTHONPATH": str(Path(minivit.__file__).parents[1])}

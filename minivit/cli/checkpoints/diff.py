@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.console import printable, say
-from minivit.cli.shared.models import add_hub_options, go_offline, plain_vit
+from minivit.cli.shared.models import add_hub_options, go_offline
 from minivit.cli.shared.picture import open_photo, say_notes
 from minivit.errors import UsageError
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minivit.images.spec import ImageSpec
-    from minivit.model.swin import Swin
-    from minivit.model.vit import ViT
+    from minivit.model.capabilities import ImageModel
     from minivit.parity.search import Cause, Row
 
 SCHEMA = 1  # of the JSON record; a field is only ever added under the same number
@@ -59,7 +58,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from minivit.model.swin import Swin
+    from minivit.model.capabilities import image_model
     from minivit.parity import diff, diff_swin, swin_step_names
     from minivit.study import step_names
     from minivit.weights import find, load
@@ -76,9 +75,8 @@ def run(args: argparse.Namespace) -> int:
     if image:
         photo, notes = open_photo(image)
         say_notes(image, notes)
-    model = load(name, revision=args.revision, family=args.family)
-    model = model if isinstance(model, Swin) else plain_vit(model, name)
-    every = swin_step_names(model.config) if isinstance(model, Swin) else step_names(model)
+    model = image_model(load(name, revision=args.revision, family=args.family))
+    every = swin_step_names(model.config) if model.windowed else step_names(model)
     facts = {"schema": SCHEMA, "model": model.name, "revision": model.revision, "against": against}
     rows: list[Row] = []
     if is_file:
@@ -101,12 +99,12 @@ def run(args: argparse.Namespace) -> int:
         del peer
     there = {name.partition("[")[0] for steps in theirs.values() for name in steps}
     absent = [step for step in every if step not in there]
-    compared = diff_swin(model, pixels_BCHW, theirs) if isinstance(model, Swin) else diff(model, pixels_BCHW, theirs)
+    compared = diff_swin(model, pixels_BCHW, theirs) if model.windowed else diff(model, pixels_BCHW, theirs)
     steps, causes = compared
     return report(facts, rows + steps, causes, absent, args.json)
 
 
-def read_steps(path: str, model: ViT | Swin, every: list[str]) -> tuple[dict[str, dict[str, Tensor]], Tensor | None]:
+def read_steps(path: str, model: ImageModel, every: list[str]) -> tuple[dict[str, dict[str, Tensor]], Tensor | None]:
     """The steps of a file by dtype and name, and its pixels where it has them.
 
     Raises:
@@ -115,7 +113,6 @@ def read_steps(path: str, model: ViT | Swin, every: list[str]) -> tuple[dict[str
     import torch
     from safetensors import SafetensorError, safe_open
 
-    from minivit.model.swin import Swin
     from minivit.study.selectors import read_keep
 
     try:
@@ -128,7 +125,7 @@ def read_steps(path: str, model: ViT | Swin, every: list[str]) -> tuple[dict[str
 
     def read_name(name: str) -> tuple[str, str]:
         """A step in its one spelling, and its axes."""
-        if isinstance(model, Swin):
+        if model.windowed:
             return every[every.index(name)], "BND"
         (wanted,) = read_keep(name, model)
         return wanted.key, wanted.step.axes
@@ -150,7 +147,7 @@ def read_steps(path: str, model: ViT | Swin, every: list[str]) -> tuple[dict[str
     return found, pixels
 
 
-def own_pixels(model: ViT | Swin, photo: Image.Image) -> Tensor:
+def own_pixels(model: ImageModel, photo: Image.Image) -> Tensor:
     """A picture as minivit prepares it for this model: (1, C, H, W), float32."""
     from minivit.images.preprocess import preprocess
     from minivit.inference.predict import image_spec_of
@@ -158,7 +155,7 @@ def own_pixels(model: ViT | Swin, photo: Image.Image) -> Tensor:
     return preprocess(photo, image_spec_of(model))[None]
 
 
-def given_pixels(model: ViT | Swin, photo: Image.Image | None, theirs: Tensor | None, against: str) -> Tensor:
+def given_pixels(model: ImageModel, photo: Image.Image | None, theirs: Tensor | None, against: str) -> Tensor:
     """What both sides read, (B, C, H, W), float32: the file's own, else the picture's, else random numbers."""
     import torch
 
@@ -185,7 +182,7 @@ def compare_pixels(ours: Tensor, theirs: Tensor) -> list[Row]:
     return [Row(name="pixels", shape=tuple(ours.shape), theirs=tuple(theirs.shape), measures=measures)]
 
 
-def pixel_causes(model: ViT | Swin, photo: Image.Image, theirs: Tensor, ours: Tensor) -> list[Cause]:
+def pixel_causes(model: ImageModel, photo: Image.Image, theirs: Tensor, ours: Tensor) -> list[Cause]:
     """What the other side does differently with a picture, found by doing the same."""
     from minivit.images.preprocess import preprocess
     from minivit.inference.predict import image_spec_of

@@ -138,7 +138,6 @@ class Maps:
 
 def run(args: argparse.Namespace) -> int:
     from minivit.images.preprocess import seen_box
-    from minivit.model.swin import Swin
 
     check_suffix(args.out, ".png", ".npy", ".json")
     settings = settings_of(args)
@@ -146,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     say_notes(args.image, notes)
     model = load_image_model(args) if args.method == "raw" else load_model(args)
     pixels_BCHW, spec = pixels_for(model, photo)
-    if isinstance(model, Swin):
+    if model.windowed:
         if args.score:
             raise UsageError("--score takes patches away from a ViT; a Swin has other windows in every stage")
         maps = swin_map(model, pixels_BCHW, settings)
@@ -155,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
         if args.score:
             maps.score = score(model, pixels_BCHW, maps, getattr(args, "class"))
     # A Swin pads what makes no whole patch.
-    box = seen_box(photo.size, spec, patch=1 if isinstance(model, Swin) else model.config.patch_size)
+    box = seen_box(photo.size, spec, patch=1 if model.windowed else model.config.patch_size)
     if not args.out:
         write_text(maps, photo, box, args)
     elif args.out.lower().endswith(".png"):

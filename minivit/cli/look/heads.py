@@ -19,8 +19,7 @@ from minivit.errors import ImageError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minivit.model.swin import Swin
-    from minivit.model.vit import ViT
+    from minivit.model.capabilities import ImageModel
 
 
 def add_parser(commands: Any) -> None:
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     return 3 if failures else 0
 
 
-def readable(model: ViT | Swin, args: argparse.Namespace, failures: list[str]) -> Iterator[Tensor]:
+def readable(model: ImageModel, args: argparse.Namespace, failures: list[str]) -> Iterator[Tensor]:
     """pixels_CHW of every picture that can be read; what cannot is said and counted."""
     from minivit.images.preprocess import preprocess
     from minivit.inference.predict import image_spec_of
@@ -98,7 +97,7 @@ def readable(model: ViT | Swin, args: argparse.Namespace, failures: list[str]) -
             say(printable(str(error).replace("the picture:", f"{name}:", 1)))
 
 
-def kinds(model: ViT | Swin) -> list[str]:
+def kinds(model: ImageModel) -> list[str]:
     """The statistics that mean something to a model's tokens."""
     from minivit.study.circuits.heads import STATISTICS
 
@@ -107,7 +106,7 @@ def kinds(model: ViT | Swin) -> list[str]:
     return [name for name in STATISTICS if not absent.get(name)]
 
 
-def text(model: ViT | Swin, means: dict[str, Tensor]) -> str:
+def text(model: ImageModel, means: dict[str, Tensor]) -> str:
     """A row for each layer: the least, mean and greatest distance of its heads, and the means of the rest."""
     names = [name for name in kinds(model) if name != "distance"]
     rows = [["layer", "distance, pixels: least", "mean", "most", *names]]
@@ -131,7 +130,7 @@ def write_csv(path: str, means: dict[str, Tensor], count: int) -> None:
                 writer.writerow([layer, head, *numbers, count])
 
 
-def draw(model: ViT | Swin, means: dict[str, Tensor], count: int) -> Any:
+def draw(model: ImageModel, means: dict[str, Tensor], count: int) -> Any:
     """A panel of dots for each statistic."""
     from minivit import viz
 

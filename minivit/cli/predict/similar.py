@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from minivit.inference.embeddings import nearest, open_store
     from minivit.inference.predict import embed
     from minivit.inference.records import fingerprint
-    from minivit.model.clip import CLIP
+    from minivit.model.capabilities import image_model
     from minivit.weights import load
 
     store = open_store(args.store)
@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     revision = None if args.model else store.constant["revision"]
     dtype = getattr(torch, made["dtype"])
     model = load(name, revision=revision, family=args.family, dtype=dtype, device=pick_device(args.device))
-    towers = model if isinstance(model, CLIP) else None
-    model = towers.image if towers else model
+    towers = model if model.has_text else None
+    model = image_model(model)
     if fingerprint(model) != made["weights"]:
         raise UsageError(
             f"{args.store}: was written with {store.constant['model']}, weights {made['weights']}; {name} has other "

@@ -20,7 +20,7 @@ from minivit.errors import UsageError, WriteError
 if TYPE_CHECKING:
     from minivit.inference.jsonl import Known
     from minivit.inference.prefetch import Item
-    from minivit.model.vit import ViT
+    from minivit.model.capabilities import ImageModel
 
 
 def add_bulk_options(parser: argparse.ArgumentParser) -> None:
@@ -62,12 +62,12 @@ class Sink(Protocol):
         """Let go of what is open; what was taken stays."""
 
 
-def batch_size(args: argparse.Namespace, model: ViT) -> int:
+def batch_size(args: argparse.Namespace, model: ImageModel) -> int:
     """-b, or what suits the device."""
     return args.batch_size or (1 if model.patch_embed.weight.device.type == "cpu" else 32)
 
 
-def choose_path(args: argparse.Namespace, model: ViT) -> tuple[Iterator[Found], bool]:
+def choose_path(args: argparse.Namespace, model: ImageModel) -> tuple[Iterator[Found], bool]:
     """The inputs, and whether there are enough of them for the fast path; a list that cannot be counted is long.
 
     It depends on the inputs alone, so that a resumed run takes the path of the first one.
@@ -137,7 +137,7 @@ def answer_on_ray(args: argparse.Namespace, found: Iterator[Found], constant: di
 
 def answer_inputs(
     args: argparse.Namespace,
-    model: ViT,
+    model: ImageModel,
     found: Iterator[Found],
     answer: Callable,
     constant: dict[str, Any],

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minivit.cli.shared.console import say
 from minivit.errors import ModelUnavailableError, UsageError
 
 if TYPE_CHECKING:
+    from minivit.model.capabilities import ImageModel, Model
     from minivit.model.clip import CLIP
     from minivit.model.vit import ViT
 
@@ -53,7 +54,7 @@ def go_offline() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def load_any(args: argparse.Namespace) -> Any:
+def load_any(args: argparse.Namespace) -> Model:
     """The model the options ask for; `auto` may fall back to the bundled one, and says so."""
     import torch
 
@@ -97,38 +98,30 @@ def pick_device(name: str) -> str:
 
 def load_model(args: argparse.Namespace) -> ViT:
     """The ViT the options ask for, as `plain_vit`; else as `load_any`."""
-    return plain_vit(load_image_model(args), args.model)
+    return plain_vit(load_image_model(args))
 
 
-def plain_vit(model: Any, name: str) -> ViT:
-    """A loaded model as a ViT: of two towers, the image tower.
+def plain_vit(model: Model) -> ViT:
+    """Return a loaded model as a ViT: the image tower of a CLIP, else the model itself.
 
     Raises:
-        UsageError: a Swin, for commands that read the tokens of a ViT.
+        UsageError: a Swin, for commands that need the tokens of a ViT.
     """
-    from minivit.model.clip import CLIP
-    from minivit.model.swin import Swin
+    from minivit.model.capabilities import image_model, require_vit
 
-    if isinstance(model, Swin):
-        raise UsageError(
-            f"{name}: is a Swin, whose tokens see only their window and merge from stage to stage; this command reads "
-            "the tokens of a plain ViT through all layers. Swin is for classify, embed, eval, info, verify, convert, "
-            "diff, heads and attention --method raw"
-        )
-    return model.image if isinstance(model, CLIP) else model
+    return require_vit(image_model(model), "this command")
 
 
-def load_image_model(args: argparse.Namespace) -> Any:
+def load_image_model(args: argparse.Namespace) -> ImageModel:
     """The model that reads pictures, a ViT or a Swin: of two towers, the image tower; else as `load_any`.
 
     Where the command takes --labels and they were given, their texts are its classes.
     """
-    from minivit.model.clip import CLIP
+    from minivit.model.capabilities import image_model
 
     if (zero_shot := load_zero_shot(args)) is not None:
         return zero_shot
-    model = load_any(args)
-    return model.image if isinstance(model, CLIP) else model
+    return image_model(load_any(args))
 
 
 def add_label_options(parser: argparse.ArgumentParser) -> None:
@@ -180,11 +173,8 @@ def load_towers(args: argparse.Namespace) -> CLIP:
     Raises:
         UsageError: a model without a text tower.
     """
-    from minivit.model.clip import CLIP
+    from minivit.model.capabilities import require_text
 
     if args.model == "auto":
         raise UsageError("texts need a model with a text tower: --model openai/clip-vit-base-patch32, for example")
-    model = load_any(args)
-    if not isinstance(model, CLIP):
-        raise UsageError(f"{args.model}: has no text tower; texts need one, as in openai/clip-vit-base-patch32")
-    return model
+    return require_text(load_any(args))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minivit.images.spec import ImageSpec
-    from minivit.model.vit import ViT
+    from minivit.model.capabilities import ImageModel
 
 
 def open_photo(argument: str) -> tuple[Image.Image, list[str]]:
@@ -39,7 +39,7 @@ def say_notes(argument: str, notes: list[str]) -> None:
         say(f"{printable(argument)}: {note}")
 
 
-def pixels_for(model: ViT, photo: Image.Image) -> tuple[Tensor, ImageSpec]:
+def pixels_for(model: ImageModel, photo: Image.Image) -> tuple[Tensor, ImageSpec]:
     """A picture as this model reads it, pixels (1, C, H, W) on its device and in its dtype, and its preprocessing."""
     from minivit.images.preprocess import pixels_from_image, resize_and_crop
     from minivit.inference.predict import image_spec_of

@@ -177,7 +177,7 @@ def new_model(args: argparse.Namespace, photos: Photos) -> ViT:
                 "--init brings its own sizes and preprocessing; leave out --preset, sizes, --mean and --std"
             )
         given = load(args.init, attend=attend, revision=args.revision, family=args.family)
-        return with_new_head(plain_vit(given, args.init), photos.classes)
+        return with_new_head(plain_vit(given), photos.classes)
     if args.preset:
         side = sizes.pop("image_size", 224)
         if sizes:

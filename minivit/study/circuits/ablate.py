@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from minivit.errors import ShapeError, UsageError
 from minivit.model.attention import Attend
 from minivit.model.block import Block
+from minivit.model.capabilities import require_vit
 from minivit.model.config import TokenLayout
 from minivit.model.vit import ViT
 from minivit.study.circuits.lens import lens
@@ -336,9 +337,7 @@ def _put(item: Wanted, x: Tensor, value: Tensor, layout: TokenLayout, heads: int
 @contextmanager
 def _layouts(model: ViT) -> Iterator[list[TokenLayout]]:
     """A list of one: the layout of the picture whose forward runs."""
-    if not isinstance(model, ViT):
-        raise UsageError(f"only a minivit ViT can be changed from inside, not a {type(model).__name__}; a compiled one "
-                         "is under ._orig_mod")  # fmt: skip
+    require_vit(model, "ablate")
     layouts = [model.config.layout]
 
     def begin(module: nn.Module, args: tuple[Tensor, ...]) -> None:

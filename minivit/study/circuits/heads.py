@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minivit.errors import ShapeError
+from minivit.model.capabilities import ImageModel
 from minivit.model.config import TokenLayout
 from minivit.model.swin import Swin
-from minivit.model.vit import ViT
 from minivit.study.maps.windows import WindowProbs, hear_windows
 from minivit.study.tracing import trace
 
@@ -67,7 +67,7 @@ def attention_mass(probs_BANM: Tensor, layout: TokenLayout) -> dict[str, Tensor]
     return {name: total / layout.patches for name, total in mass_BA.items()}
 
 
-def head_statistics(model: ViT | Swin, pixels_BCHW: Tensor) -> dict[str, Tensor]:
+def head_statistics(model: ImageModel, pixels_BCHW: Tensor) -> dict[str, Tensor]:
     """All of the above for every head and picture: STATISTICS by name, each (B, layers, A).
 
     One forward under the model's own kernel; the probabilities of one block at a time are made from its q and k.
@@ -75,7 +75,7 @@ def head_statistics(model: ViT | Swin, pixels_BCHW: Tensor) -> dict[str, Tensor]
     nan stands where a layer has none. Its distances, too, are in pixels of the picture; what goes to the zeros that
     fill a window has no distance and is on no patch.
     """
-    if isinstance(model, Swin):
+    if model.windowed:
         return _window_statistics(model, pixels_BCHW)
     kept = trace(model, pixels_BCHW, keep=["blocks.*.q", "blocks.*.k"], limit=None)
     patch = model.config.patch_size

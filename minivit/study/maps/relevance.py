@@ -18,6 +18,7 @@ from torch import Tensor
 from minivit.errors import ShapeError, UsageError
 from minivit.model.attention import Attend, AttentionPool, attention_probs
 from minivit.model.block import Block
+from minivit.model.capabilities import require_vit
 from minivit.model.config import TokenLayout, ViTConfig
 from minivit.model.vit import ViT
 from minivit.study.maps.attention import Query, fuse_heads, query_weights
@@ -318,8 +319,7 @@ def _start(config: ViTConfig, layout: TokenLayout, query: Query | None, like_BNN
 
 def _check_head(model: ViT) -> None:
     if not isinstance(model.config, ViTConfig):
-        kind = type(model).__name__
-        raise UsageError(f"no class is followed back through a {kind}; a minivit ViT, or CLIP.zero_shot, has a way")
+        require_vit(model, "relevance")
     if not model.config.classes:
         raise UsageError("the model has no head, so no class can be followed back; look at attention or rollout")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minivit.errors import UsageError
 from minivit.model.attention import BiasedAttend, attention_probs
+from minivit.model.capabilities import require_windowed
 from minivit.model.swin import Swin, Windows
 from minivit.study.maps.attention import fuse_heads
 from minivit.study.tracing import attend_swapped
@@ -33,8 +34,7 @@ def window_attention(model: Swin, pixels_BCHW: Tensor, layer: int) -> WindowProb
     Raises:
         UsageError: not a Swin, or no such layer.
     """
-    if not isinstance(model, Swin):
-        raise UsageError(f"window_attention reads a Swin, not a {type(model).__name__}; minivit.trace reads a ViT")
+    require_windowed(model, "window_attention")
     if not 0 <= layer < model.config.depth:
         raise UsageError(f"layer {layer}: there are layers 0 to {model.config.depth - 1}")
     found: list[WindowProbs] = []
