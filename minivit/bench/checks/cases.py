@@ -115,55 +115,6 @@ class Case:
         return Case(check=f"{group}/{check}", spec=spec)
 
 
-DIRECTIONS = ("fwd", "bwd")
-MODES = ("hot", "cold")
-# Tokens of 224, 384 and 512 pixels, of ViT-H/14 those of 224, 378 and 518, in batches of about equal work.
-SHAPES = {
-    **{
-        name: ((8, heads, 197, 64), (2, heads, 577, 64), (1, heads, 1025, 64))
-        for name, heads in (("vit-ti", 3), ("vit-s", 6), ("vit-b", 12), ("vit-l", 16))
-    },
-    "vit-h": ((8, 16, 257, 80), (2, 16, 730, 80), (1, 16, 1370, 80)),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One thing to be timed."""
-
-    spec: Spec
-    direction: str  # one of DIRECTIONS; bwd is the backward alone
-    mode: str  # one of MODES: inputs in the cache, or (rotated over three times its size) not
-
-    def __post_init__(self) -> None:
-        if self.direction == "bwd" and self.mode == "cold":
-            raise UsageError("bwd is timed hot only: its inputs have just been read by the forward")
-
-    def __str__(self) -> str:
-        return f"{self.spec} {self.direction} {self.mode}"
-
-    def key(self) -> dict[str, Any]:
-        """As it stands in JSON."""
-        return {**self.spec.key(), "direction": self.direction, "mode": self.mode}
-
-
-def parse_shape(text: str) -> tuple[tuple[int, int, int, int], ...]:
-    """(batch, heads, tokens, head_dim) of "8,12,197,64", or the three of a model's name in SHAPES.
-
-    Raises:
-        UsageError: neither.
-    """
-    if text in SHAPES:
-        return SHAPES[text]
-    try:
-        batch, heads, tokens, head_dim = (int(size) for size in text.split(","))
-    except ValueError:
-        batch = heads = tokens = head_dim = 0
-    if min(batch, heads, tokens, head_dim) < 1:
-        raise UsageError(f"--shapes {text}: give B,A,N,K such as 8,12,197,64, or one of {', '.join(SHAPES)}")
-    return ((batch, heads, tokens, head_dim),)
-
-
 Point = dict[str, Any]  # one value for each axis
 Target = frozenset[tuple[str, Any]]  # values that have to occur together in some point
 
