@@ -146,9 +146,9 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "e").write_text('{"schema": 2, "kind": "bench"}\n')
     (tmp_path / "f").write_text("nonsense\n")
     for name, message in (
-        ("h", "stands by itself"),
+        ("h", "only runs of `bench run` can be compared"),
         ("e", "schema 2"),
-        ("f", "line 1 is no record"),
+        ("f", "line 1 is not a record"),
         ("g", "cannot be read"),
     ):
         assert main(["bench", "compare", old, str(tmp_path / name)]) == 2

@@ -1,6 +1,6 @@
-"""Attentions that are wrong on purpose, each with the checks that must refuse it: what proves the checks' power.
+"""Attentions that are wrong on purpose, each with the checks that must refuse it. They prove the power of the check.
 
-All are `attend(q, k, v, *, scale)`. Each is the mistake of somebody: of a tail, a padding, a layout, a cache.
+All are `attend(q, k, v, *, scale)`. Each has a typical error: of a tail, a padding, a layout, a cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minivit.model.attention import attend_reference as right
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """A wrong attention. Every check named here must refuse it, with this word of the reason."""
+    """A wrong attention. Every check in `refused_by` must refuse it, with `because` in the reason."""
 
     attention: Callable[..., Any]
     refused_by: tuple[str, ...]
