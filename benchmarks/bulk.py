@@ -38,7 +38,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from minivit.weights.shards import read_npy_header
+import numpy as np
 
 
 def make_photos(folder: Path, count: int) -> list[str]:
@@ -303,7 +303,8 @@ class Growing:
             raise SystemExit(f"{self.lines}: no beginning of the whole")
         if self.vectors:
             with self.vectors.open("rb") as file:
-                (rows, width), dtype = read_npy_header(file)
+                np.lib.format.read_magic(file)
+                (rows, width), _, dtype = np.lib.format.read_array_header_1_0(file)
                 start, rest = file.tell(), file.read()
             if not (count <= rows <= len(rest) // (width * dtype.itemsize) and self.rows[start:].startswith(rest)):
                 raise SystemExit(f"{self.vectors}: no beginning of the whole")

@@ -1,17 +1,19 @@
 """minivit: a Vision Transformer written by hand in PyTorch that loads the published weights exactly.
 
-The legend of shapes, everywhere in the package. A name carries its shape where the shape changes:
+Shape letters, the same in the whole package. A name carries its shape where the shape changes:
 `q_BANK`, `probs_BANM`, `tokens_BND`.
 
     B  batch                      A  attention heads
     C  colour channels            K  size of one head, D / A
     H  image height, pixels       N  tokens: prefix + P
-    W  image width, pixels        M  tokens where they are keys
+    W  image width, pixels        M  tokens that are keys
     P  patches                    D  width: size of a token
     L  classes                    F  hidden size of the MLP
-    T  tokens of a text           E  size of the space that pictures and texts share
+    T  tokens of a text           E  size of the embedding space of images and texts
 
-Reading order: config, preprocess, embed, attention, block, model, labels; then weights. Beside it: text, clip, swin.
+Prefix tokens are the class, distillation and register tokens, which come before the patches.
+Reading order: model/config, images/spec, images/preprocess, model/embed, model/attention, model/block, model/vit;
+then weights, inference and study. Each folder has a README.md.
 `import minivit` is light: torch is imported when a name that needs it is first used.
 """
 
@@ -23,15 +25,17 @@ from minivit.images.spec import ImageSpec
 from minivit.model.config import CLIPConfig, TextConfig, TokenLayout, ViTConfig
 
 if TYPE_CHECKING:
-    from minivit import study, viz
+    from minivit import bench, parity, study, viz, weights
+    from minivit.images.decode import open_image
     from minivit.images.preprocess import preprocess
     from minivit.inference.optimize import optimize
     from minivit.inference.predict import classify, embed, iter_classify
     from minivit.inference.predictions import Prediction
+    from minivit.model.capabilities import Model
     from minivit.model.clip import CLIP
     from minivit.model.vit import ViT
-    from minivit.study import ablate, trace
-    from minivit.weights import load, save
+    from minivit.study import ablate, explore, trace
+    from minivit.weights import load, save, verify
 
 __version__ = "0.1.0"
 
@@ -42,6 +46,7 @@ __all__ = [
     "ImageError",
     "ImageSpec",
     "MinivitError",
+    "Model",
     "ModelUnavailableError",
     "Prediction",
     "ShapeError",
@@ -51,6 +56,7 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "ablate",
+    "bench",
     "classify",
     "embed",
     "explore",
@@ -58,16 +64,20 @@ __all__ = [
     "load",
     "open_image",
     "optimize",
+    "parity",
     "preprocess",
     "save",
     "study",
     "trace",
     "verify",
     "viz",
+    "weights",
 ]
 
+# Where each name is defined that is imported on first use.
 _HOME = {
     "CLIP": "model.clip",
+    "Model": "model.capabilities",
     "Prediction": "inference.predictions",
     "ViT": "model.vit",
     "ablate": "study",

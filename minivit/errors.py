@@ -1,45 +1,57 @@
-"""Every refusal of the package, with the exit code the command line gives it."""
+"""The errors of the package, each with the exit code of the command line."""
+
+from __future__ import annotations
 
 
 class MinivitError(Exception):
-    """Base of all errors minivit raises on purpose; `exit_code` is what the command line returns."""
+    """Base class of all errors that minivit raises on purpose; `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class UsageError(MinivitError):
-    """The call itself is wrong: an argument that cannot be honoured, with what would work."""
+    """An argument, option or configuration value is wrong; the message says what would work."""
 
     exit_code = 2
 
 
 class ShapeError(MinivitError):
-    """A tensor does not fit the model; the message carries both sizes."""
+    """A tensor or image does not fit the model; the message has both sizes."""
 
     exit_code = 2
 
 
 class ImageError(MinivitError):
-    """An image that cannot be read; `code` is the short stable word that stands in JSONL records."""
+    """An image cannot be read.
+
+    Attributes:
+        code: the reason as one stable word, as in JSONL records: "not_found", "is_a_folder", "no_permission",
+            "unreadable", "empty", "not_an_image", "truncated", "damaged", "too_large", "unsupported".
+    """
 
     exit_code = 3
+    UNNAMED = "the image"  # stands for the path in the message of an image without one
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
         self.code = code
 
+    def named(self, name: str) -> ImageError:
+        """Return the same error with `name` in place of UNNAMED; an error that has a path does not change."""
+        return ImageError(self.code, str(self).replace(f"{self.UNNAMED}:", f"{name}:", 1))
+
 
 class ModelUnavailableError(MinivitError):
-    """The model is not to be had: offline and not cached, not found, gated, or an unknown path."""
+    """The model is unavailable: not found, gated, or neither cached nor downloadable."""
 
     exit_code = 4
 
 
 class CheckpointError(MinivitError):
-    """The files are there and are not a checkpoint minivit can load without guessing."""
+    """The files exist, but minivit cannot load them as one model without guessing."""
 
     exit_code = 5
 
 
 class WriteError(MinivitError):
-    """What was asked for cannot be written any further: a full disk, a folder that is gone."""
+    """A result cannot be written: the disk is full, or the folder was removed."""

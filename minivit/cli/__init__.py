@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 
 from minivit import __version__
@@ -46,8 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         (command.run if isinstance(command.run, Command) else command).add_parser(commands)
     args = parser.parse_args(argv)
     open_closed_streams()
-    # minivit needs no NumPy, and torch does without, but says so each time it is imported.
-    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     try:
         code = args.run(args)
         sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit

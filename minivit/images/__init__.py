@@ -1,1 +1,1 @@
-"""An image file becomes pixels: decode, then preprocess as an ImageSpec says."""
+"""From an image file to pixels: decode, preprocess by an ImageSpec, describe what was done."""

@@ -1,4 +1,4 @@
-"""A picture becomes pixels: file -> RGB, upright -> resized, cropped -> pixels_CHW."""
+"""From an image to pixels: file -> upright RGB -> resize, crop -> rescale, normalize -> pixels_CHW."""
 
 from __future__ import annotations
 
@@ -8,32 +8,35 @@ from PIL import Image
 from torch import Tensor
 
 from minivit.errors import ImageError, UsageError
-from minivit.images.decode import Picture, name_of, open_image
+from minivit.images.decode import ImageInput, name_of, open_image
 from minivit.images.spec import RESAMPLES, ImageSpec
 
 
-def preprocess(picture: Picture, spec: ImageSpec) -> Tensor:
-    """A picture as the model reads it: pixels_CHW, float32.
+def preprocess(image: ImageInput, spec: ImageSpec) -> Tensor:
+    """Return the pixels_CHW, float32, that the model receives for an image.
 
-    The steps and their order are those of transformers' Pillow image processors
-    (image_processing_backends.py, class PilBackend), so the pixels are equal to theirs.
+    The steps and their order are those of transformers' Pillow image processors (image_processing_backends.py, class
+    PilBackend), and the pixels are equal to theirs.
 
     Args:
-        picture: path, binary file object or PIL image.
+        image: path, binary file object or PIL image.
         spec: the preprocessing of the checkpoint.
 
     Raises:
-        ImageError: as `open_image`.
+        ImageError: as `open_image` and `resize_and_crop`.
     """
-    return pixels_from_image(resize_and_crop(open_image(picture), spec, name=name_of(picture)), spec)
+    return pixels_from_image(resize_and_crop(open_image(image), spec, name=name_of(image)), spec)
 
 
-def resize_and_crop(image: Image.Image, spec: ImageSpec, *, name: str = "the picture") -> Image.Image:
-    """The geometric steps of a spec on an RGB picture; a crop larger than the picture is padded with black.
+def resize_and_crop(image: Image.Image, spec: ImageSpec, *, name: str = ImageError.UNNAMED) -> Image.Image:
+    """Return an RGB image after the geometric steps of a spec. A crop larger than the image is padded with black.
+
+    Args:
+        name: the name in error messages.
 
     Raises:
-        ImageError: a picture so narrow that resizing its shorter edge would blow the other one up
-            beyond Pillow's decompression limit.
+        ImageError: the image is so narrow that after the resize of its shorter edge the longer one would exceed
+            Pillow's decompression limit.
     """
     if spec.resize and not spec.float_resize:
         width, height = resized(image.size, spec.resize)
@@ -49,12 +52,12 @@ def resize_and_crop(image: Image.Image, spec: ImageSpec, *, name: str = "the pic
 
 
 def _margin(spare: int, rounding: str) -> int:
-    """Where a centre crop begins: half the spare pixels, a half rounded "down" or to the next "even" number."""
+    """Return where a centre crop starts: half the spare pixels, rounded "down" or to the nearest "even" number."""
     return spare // 2 if rounding == "down" else round(spare / 2)
 
 
 def resized(size: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int, int]:
-    """Pillow's (width, height) after the resize; the longer edge is rounded down as transformers does it."""
+    """Return Pillow's (width, height) after the resize. The longer edge is rounded down, as in transformers."""
     if not isinstance(resize, int):
         return resize[1], resize[0]
     width, height = size
@@ -64,52 +67,63 @@ def resized(size: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int, 
 
 
 def pixels_from_image(image: Image.Image, spec: ImageSpec) -> Tensor:
-    """The arithmetic steps of a spec on what `resize_and_crop` returned: 8-bit RGB -> pixels_CHW, float32.
+    """Return pixels_CHW, float32, from the 8-bit RGB image of `resize_and_crop`: rescale, then normalize.
 
-    Under float_resize the resize is one of them, between rescale and normalisation, as in transformers'
-    DINOv3ViTImageProcessor.
+    With float_resize the resize comes between the two, as in transformers' DINOv3ViTImageProcessor.
     """
     if not spec.float_resize:
         return normalize(levels_from_image(image), spec)
     pixels_1CHW = (levels_from_image(image).float() * spec.rescale)[None]
     pixels_1CHW = F.interpolate(pixels_1CHW, size=spec.size, mode=spec.resample, antialias=True)
-    return _standardise(pixels_1CHW[0], spec)
+    return _standardize(pixels_1CHW[0], spec)
+
+
+def image_from_pixels(pixels_CHW: Tensor, spec: ImageSpec) -> Image.Image:
+    """Return pixels_CHW as an 8-bit RGB image: rescale and normalization are undone, and values rounded.
+
+    It is the inverse of `pixels_from_image` for specs without float_resize.
+    """
+    mean, std = (torch.tensor(values)[:, None, None].to(pixels_CHW) for values in (spec.mean, spec.std))
+    levels = ((pixels_CHW * std + mean) / spec.rescale).round().clamp(0, 255).to("cpu", torch.uint8)
+    # (C, H, W) -> (H, W, C) -> (H * W * C)
+    values = levels.permute(1, 2, 0).flatten().tolist()
+    return Image.frombytes("RGB", (levels.shape[2], levels.shape[1]), bytes(values))
 
 
 def levels_from_image(image: Image.Image) -> Tensor:
-    """An RGB picture as its bytes: (C, H, W), uint8."""
+    """Return the values of an RGB image: (C, H, W), uint8."""
     levels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     # (H * W * C) -> (H, W, C) -> (C, H, W)
     return levels.view(image.height, image.width, 3).permute(2, 0, 1)
 
 
 def normalize(levels: Tensor, spec: ImageSpec) -> Tensor:
-    """Bytes (..., C, H, W) -> pixels (..., C, H, W), float32: (levels * rescale - mean) / std.
+    """Return (levels * rescale - mean) / std, float32, for 8-bit values (..., C, H, W), uint8.
 
-    The product is taken in float64 and rounded once to float32, as transformers' `rescale` does.
+    The product is computed in float64 and rounded once to float32, as in transformers' `rescale`.
     """
-    # What each of the 256 levels becomes is worked out once and looked up: one pass over the picture instead of
-    # three. On the CPU, because not every device has float64.
+    # A table of the 256 results for each channel needs one pass over the image instead of three. It is computed on
+    # the CPU, because not every device has float64.
     steps = torch.arange(256, dtype=torch.float64).mul(spec.rescale).float()
-    table_C256 = _standardise(steps.expand(3, 1, 256), spec).flatten(1).to(levels.device)
+    table_C256 = _standardize(steps.expand(3, 1, 256), spec).flatten(1).to(levels.device)
     channel = torch.arange(3, dtype=torch.int32, device=levels.device)[:, None, None]
     return table_C256.flatten().index_select(0, (levels + 256 * channel).flatten()).view(levels.shape)
 
 
-def _standardise(pixels: Tensor, spec: ImageSpec) -> Tensor:
-    """Rescaled pixels (..., C, H, W) -> (pixels - mean) / std."""
+def _standardize(pixels: Tensor, spec: ImageSpec) -> Tensor:
+    """Return (pixels - mean) / std for rescaled pixels (..., C, H, W)."""
     mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None].to(pixels) for v in (spec.mean, spec.std))
     return ((pixels - mean) / std).contiguous()
 
 
 def seen_box(size: tuple[int, int], spec: ImageSpec, *, patch: int = 1) -> tuple[float, float, float, float]:
-    """What the network sees of an upright picture: (left, upper, right, lower) in the picture's own pixels.
+    """Return the part of an upright image that the network receives: (left, upper, right, lower) in image pixels.
 
-    Whatever lies outside is cut off by the crop; a box that reaches beyond the picture is padded there.
+    The crop removes what is outside of the box. Where the box extends beyond the image, there is padding.
 
     Args:
-        size: (width, height) of the picture in pixels.
-        patch: side of a patch in pixels: what makes no whole one at the right and below is not seen either.
+        size: (width, height) of the image in pixels.
+        patch: side of a patch in pixels; pixels at the right and bottom that do not fill a patch are outside too.
     """
     width, height = resized(size, spec.resize) if spec.resize else size
     down, across = spec.crop or (height, width)
@@ -126,18 +140,18 @@ def box_on_grid(
     *,
     patch: int = 1,
 ) -> tuple[float, float, float, float]:
-    """Where a box of the picture lies in the patches the network reads: (left, upper, right, lower), in patches.
+    """Return a box of the image in units of patches: (left, upper, right, lower), fractions included.
 
-    Resize and crop are followed exactly; what the crop cuts off is cut off the box.
+    The box is clipped to the part of the image that the network receives.
 
     Args:
-        box: left, upper, right, lower in pixels of the upright picture.
-        size: (width, height) of the picture in pixels.
+        box: left, upper, right, lower in pixels of the upright image.
+        size: (width, height) of the image in pixels.
         grid: patches as (rows, columns).
         patch: side of a patch in pixels, as in `seen_box`.
 
     Raises:
-        UsageError: no box, or one of which the network sees nothing.
+        UsageError: an empty box, or one outside of the part that the network receives.
     """
     left, upper, right, lower = seen_box(size, spec, patch=patch)
     rows, columns = grid
@@ -148,5 +162,5 @@ def box_on_grid(
     y0, y1 = (min(max((y - upper) * down, 0.0), float(rows)) for y in (box[1], box[3]))
     if x0 >= x1 or y0 >= y1:
         seen = ", ".join(f"{side:.0f}" for side in (left, upper, right, lower))
-        raise UsageError(f"box {box}: the network sees nothing of it; it sees ({seen}) of {size[0]} x {size[1]} pixels")
+        raise UsageError(f"box {box}: outside of what the network receives, ({seen}) of {size[0]} x {size[1]} pixels")
     return x0, y0, x1, y1

@@ -1,4 +1,4 @@
-"""How a picture becomes pixels, as data."""
+"""The image preprocessing of a checkpoint, as data."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ CROP_ROUNDINGS = ("down", "even")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """How a picture becomes pixels_CHW; read from the checkpoint, never guessed from its name."""
+    """The steps from an RGB image to pixels_CHW, as the checkpoint's files state them."""
 
-    resize: tuple[int, int] | int | None  # (height, width), or the shorter edge, in pixels; None leaves the size
+    resize: tuple[int, int] | int | None  # (height, width), or the shorter edge, in pixels; None: no resize
     crop: tuple[int, int] | None = None  # centre crop (height, width) in pixels, after the resize
     resample: str = "bilinear"  # one of RESAMPLES, Pillow's filter of that name
     float_resize: bool = False  # resize after the rescale, in float32 with PyTorch's antialiased filter (DINOv3)
-    crop_rounding: str = "down"  # of half a pixel beside the crop: "down" (transformers), "even" (torchvision, timm)
-    rescale: float = 1 / 255  # factor from the 8-bit value to the one that is normalised
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # per channel, after the rescale
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    source: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # field -> where it was read
+    crop_rounding: str = "down"  # of half a pixel of margin: "down" (transformers), "even" (torchvision, timm)
+    rescale: float = 1 / 255  # factor for the 8-bit values, before mean and std
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # per channel R, G, B, subtracted after the rescale
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)  # per channel, divided by after the mean
+    source: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # field -> file and key
 
     def __post_init__(self) -> None:
         if self.resample not in RESAMPLES:
@@ -32,17 +32,17 @@ class ImageSpec:
         possible = isinstance(self.resize, tuple) and not self.crop and self.resample in FLOAT_RESAMPLES
         if self.float_resize and not possible:
             known = " or ".join(FLOAT_RESAMPLES)
-            raise UsageError(f"a resize in float32 goes to (height, width) by {known}, without a crop")
+            raise UsageError(f"float_resize needs resize (height, width), resample {known}, and no crop")
         if self.crop_rounding not in CROP_ROUNDINGS:
             raise UsageError(f"crop_rounding is {self.crop_rounding!r}; it must be one of {', '.join(CROP_ROUNDINGS)}")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise UsageError(f"mean and std have {len(self.mean)} and {len(self.std)} values; RGB needs 3 and 3")
         if 0 in self.std:
-            raise UsageError(f"std is {self.std}; a channel cannot be divided by 0")
+            raise UsageError(f"std is {self.std}; it must not contain 0")
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Pixels (height, width) of every result; None when it depends on the picture."""
+        """(height, width) of the result in pixels; None if it depends on the image."""
         return self.crop or (self.resize if isinstance(self.resize, tuple) else None)
 
     def __str__(self) -> str:

@@ -211,7 +211,7 @@ def _hashed(picture: Picture | ImageError, opened: ExitStack) -> tuple[Picture |
 
 
 def _name(picture: Picture | ImageError) -> str:
-    return str(picture) if isinstance(picture, (str, os.PathLike)) else "the picture"
+    return str(picture) if isinstance(picture, (str, os.PathLike)) else ImageError.UNNAMED
 
 
 def _refuse_pipes(picture: Picture | ImageError) -> None:

@@ -25,8 +25,7 @@ def record(path: str, answer: Answer, constant: dict[str, Any]) -> dict[str, Any
         constant: the fields every record of a run shares, as `constants` gives them.
     """
     if answer.error:
-        # The message names the file it was given, which for standard input is no name.
-        message = str(answer.error).replace("the picture:", f"{path}:", 1)
+        message = str(answer.error.named(path))
         outcome: dict[str, Any] = {"error": {"code": answer.error.code, "message": message}}
     elif isinstance(answer.value, torch.Tensor):
         outcome = {"embedding": answer.value}

@@ -1,1 +1,1 @@
-"""The network, read top to bottom: config, embed, attention, block, vit; then text, tokenizer, clip, swin."""
+"""The networks. Read in this order: config, embed, attention, block, vit; then text, tokenizer, clip; then swin."""

@@ -1,4 +1,4 @@
-"""Multi-head self-attention around one seam: `attend(q, k, v, *, scale)`."""
+"""Multi-head self-attention, with a callable `attend(q, k, v, *, scale)` as the attention interface."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from minivit.model.config import BlockConfig, ViTConfig
 
 
 class Attend(Protocol):
-    """The seam: any callable of this form runs inside the model.
+    """The attention interface: a callable of this form computes attention inside the model.
 
-    q is (B, A, N, K), k and v are (B, A, M, K), all of one floating dtype and possibly strided views;
-    the result is (B, A, N, K) of the same dtype.
+    q is (B, A, N, K), k and v are (B, A, M, K). All have one floating dtype and may be strided views.
+    The result is (B, A, N, K) in the same dtype.
     """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor: ...
 
 
 class BiasedAttend(Protocol):
-    """The seam where attention is told of places (Swin): as Attend, with a `bias` that is added to scale * q k^T.
+    """The attention interface of Swin: as Attend, with a `bias` that is added to scale * q k^T.
 
-    `bias` is of the dtype of q and broadcasts to (B, A, N, M). A callable is handed one only if it has a parameter of
-    this name; it may be None, and then it is not handed at all, so that one function can serve both seams.
+    `bias` has the dtype of q and broadcasts to (B, A, N, M). It is passed only to a callable with a parameter of this
+    name. Models without a bias do not pass it, so one function with `bias=None` serves both interfaces.
     """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor) -> Tensor: ...
 
 
 def takes_bias(attend: Callable[..., Tensor]) -> bool:
-    """Whether a callable names a parameter `bias`; one that swallows all keywords may ignore it, and does not count."""
+    """Return whether a callable has a parameter named `bias`; `**kwargs` does not count, because it may be ignored."""
     try:
         return "bias" in inspect.signature(attend.forward if isinstance(attend, nn.Module) else attend).parameters
     except (TypeError, ValueError):  # a builtin without a signature
@@ -42,10 +42,10 @@ def takes_bias(attend: Callable[..., Tensor]) -> bool:
 
 
 def attention_probs(q_BANK: Tensor, k_BAMK: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
-    """Who looks at whom: softmax over the keys of scale * q k^T, plus a bias where there is one, as probs_BANM.
+    """Return the attention probabilities probs_BANM: softmax over the keys of scale * q k^T + bias.
 
-    Vaswani et al. 2017 (arXiv:1706.03762), equation 1 without V. Half-precision logits are
-    normalised in float32 and the result is returned in the dtype of q.
+    Vaswani et al. 2017 (arXiv:1706.03762), equation 1 without V. The softmax of half-precision logits runs in
+    float32. The result has the dtype of q.
     """
     logits_BANM = (q_BANK @ k_BAMK.transpose(-2, -1)) * scale
     logits_BANM = logits_BANM if bias is None else logits_BANM + bias
@@ -54,26 +54,28 @@ def attention_probs(q_BANK: Tensor, k_BAMK: Tensor, *, scale: float, bias: Tenso
 
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
-    """Attention as the paper writes it: softmax(scale * q k^T) v. Every kernel is measured against this."""
+    """Return softmax(scale * q k^T + bias) v, (B, A, N, K), as the paper writes it: the reference for every kernel."""
     return attention_probs(q, k, scale=scale, bias=bias) @ v
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
-    """The same through PyTorch's fused scaled_dot_product_attention; the default of the model."""
+    """Return the same from PyTorch's fused scaled_dot_product_attention, the default of the model."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """Attention in which a token sees itself and those before it: what CLIP's text tower runs, whatever the model's
-    own `attend`, which is not told of a mask."""
+    """Return attention in which a token attends to itself and to earlier tokens.
+
+    CLIP's text tower always uses it, whatever the model's own `attend`: that interface has no mask.
+    """
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
 
 
 def rotate(x_BANK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn queries or keys by the place of their patch; the prefix tokens in front, which have none, stay.
+    """Return queries or keys (B, A, N, K) rotated by the position of their patch; prefix tokens are not rotated.
 
-    Rotary positions (Su et al. 2021, arXiv:2104.09864, equation 34) with channel i paired to i + K/2,
-    as DINOv3 does (arXiv:2508.10104; transformers' modeling_dinov3_vit.py, apply_rotary_pos_emb).
+    Rotary positions (Su et al. 2021, arXiv:2104.09864, equation 34). Channel i is paired with channel i + K/2,
+    as in DINOv3 (arXiv:2508.10104; transformers' modeling_dinov3_vit.py, apply_rotary_pos_emb).
 
     Args:
         rope: cosines and sines, both (P, K), from `embed.rope_angles`.
@@ -81,12 +83,12 @@ def rotate(x_BANK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     cos_PK, sin_PK = rope
     prefix, x = x_BANK.split([x_BANK.shape[2] - len(cos_PK), len(cos_PK)], dim=2)
     first, second = x.chunk(2, dim=-1)
-    turned = x * cos_PK + torch.cat([-second, first], dim=-1) * sin_PK
-    return torch.cat([prefix, turned], dim=2)
+    rotated = x * cos_PK + torch.cat([-second, first], dim=-1) * sin_PK
+    return torch.cat([prefix, rotated], dim=2)
 
 
 class SelfAttention(nn.Module):
-    """Tokens look at each other, once per head: (B, N, D) -> (B, N, D)."""
+    """Multi-head self-attention, (B, N, D) -> (B, N, D): arXiv:1706.03762, section 3.2.2."""
 
     def __init__(self, config: BlockConfig, attend: Attend = attend_sdpa):
         super().__init__()
@@ -97,9 +99,10 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(config.width, config.width)
 
     def split(self, qkv: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """What `qkv` put out, as q, k, v exactly as `attend` sees them: (B, N, 3*D) -> three (B, A, N, K).
+        """Return q, k, v as `attend` receives them, from the output of `self.qkv`: (B, N, 3*D) -> three (B, A, N, K).
 
-        Without `rope` they are views; with it (`ViT.rope` of the picture's layout) q and k are rotated.
+        Args:
+            rope: cosines and sines from `ViT.rope`; q and k are rotated by them. Without it, q, k and v are views.
         """
         # (B, N, 3*D) -> (B, N, 3, A, K) -> (3, B, A, N, K)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -107,16 +110,16 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
         q, k, v = self.split(self.qkv(x), rope)
-        mix_BANK = self.attend(q, k, v, scale=self.scale)
+        output_BANK = self.attend(q, k, v, scale=self.scale)
         # (B, A, N, K) -> (B, N, A, K) -> (B, N, D)
-        return self.proj(mix_BANK.transpose(1, 2).flatten(2))
+        return self.proj(output_BANK.transpose(1, 2).flatten(2))
 
 
 class AttentionPool(nn.Module):
     """One learned query attends to all tokens, then an MLP: (B, N, D) -> (B, D), the MAP head of SigLIP.
 
     Zhai et al. 2022 (arXiv:2106.04560, section 3.2); transformers' SiglipMultiheadAttentionPoolingHead
-    and timm's AttentionPoolLatent. It runs PyTorch's attention, whatever the blocks do.
+    and timm's AttentionPoolLatent. It always uses `attend_sdpa`, whatever the blocks use.
     """
 
     def __init__(self, config: ViTConfig, mlp: nn.Module):
@@ -138,7 +141,7 @@ class AttentionPool(nn.Module):
         q = query_B1D.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         # (B, N, 2*D) -> (B, N, 2, A, K) -> (2, B, A, N, K)
         k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mix_BA1K = self.attend(q, k, v, scale=self.scale)
+        output_BA1K = self.attend(q, k, v, scale=self.scale)
         # (B, A, 1, K) -> (B, D)
-        pooled_BD = self.proj(mix_BA1K.flatten(1))
+        pooled_BD = self.proj(output_BA1K.flatten(1))
         return pooled_BD + self.mlp(self.norm(pooled_BD))

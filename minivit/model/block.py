@@ -1,4 +1,4 @@
-"""The encoder block: norm -> attention -> add -> norm -> MLP -> add."""
+"""The Transformer block: norm -> attention -> add -> norm -> MLP -> add."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from minivit.model.config import BlockConfig
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the approximation OpenAI's CLIP was trained with."""
+    """x * sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
 
 
 def activation(name: str) -> nn.Module:
-    """The module behind a name of config.ACTIVATIONS."""
+    """Return the module for a name in config.ACTIVATIONS."""
     exact, tanh = nn.GELU(), nn.GELU(approximate="tanh")
     return {"gelu": exact, "gelu_tanh": tanh, "quick_gelu": QuickGELU(), "silu": nn.SiLU()}[name]
 
 
 class MLP(nn.Module):
-    """Two linear layers with a bend between them, token by token: (B, N, D) -> (B, N, F) -> (B, N, D)."""
+    """Two linear layers with an activation between them, for each token: (B, N, D) -> (B, N, F) -> (B, N, D)."""
 
     def __init__(self, config: BlockConfig):
         super().__init__()
@@ -36,9 +36,9 @@ class MLP(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """A gate decides how much of a value passes, token by token: (B, N, D) -> (B, N, F) -> (B, N, D).
+    """A gated MLP, fc2(activation(gate) * value), for each token: (B, N, D) -> (B, N, F) -> (B, N, D).
 
-    Shazeer 2020 (arXiv:2002.05202), equation 6, with biases: the MLP of the giant DINOv2 and DINOv3.
+    Shazeer 2020 (arXiv:2002.05202), equation 6, with biases. The largest models of DINOv2 and DINOv3 use it.
     """
 
     def __init__(self, config: BlockConfig):
@@ -64,7 +64,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm Transformer layer, (B, N, D) -> (B, N, D): equations 2 and 3 of arXiv:2010.11929."""
+    """One pre-norm Transformer block, (B, N, D) -> (B, N, D): equations 2 and 3 of arXiv:2010.11929."""
 
     attention = SelfAttention
 

@@ -1,6 +1,6 @@
-"""The models that `minivit.load` returns, what each of them can do, and the one place that refuses.
+"""The models that `minivit.load` returns and what each of them can do; the checks that refuse a model stand here alone.
 
-Two class attributes say what a model can do. Callers ask them and never the class:
+Two class attributes say what a model can do; other files test them, not the class:
     has_text   there is a text tower beside the image tower (CLIP, SigLIP)
     windowed   attention stays inside windows, and patches merge from stage to stage (Swin)
 """
@@ -57,13 +57,13 @@ def require_text(model: object) -> CLIP:
 
 
 def _which(model: object) -> str:
-    """What was given: "microsoft/swin-tiny: is a Swin"."""
+    """Return the model and its class, such as "microsoft/swin-tiny: is a Swin"."""
     kind = f"is a {type(model).__name__}"
     return f"{model.name}: {kind}" if isinstance(model, Model) and model.name else f"the model {kind}"
 
 
 def _hint(model: object) -> str:
-    """What would work instead."""
+    """Return what works instead, for the end of the message."""
     if isinstance(model, Swin):
         return f"; {SUPPORTED}"
     return "; use its image tower, model.image" if isinstance(model, CLIP) else "; a compiled one is under ._orig_mod"

@@ -1,4 +1,4 @@
-"""Two towers that meet in one space: CLIP (arXiv:2103.00020) and SigLIP (arXiv:2303.15343)."""
+"""CLIP (arXiv:2103.00020) and SigLIP (arXiv:2303.15343): an image tower and a text tower with one embedding space."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from minivit.model.vit import ViT, cosine_logits
 
 
 class CLIP(nn.Module):
-    """A ViT for pictures, a Transformer for texts, and how near the one is to the other.
+    """A ViT for images, a Transformer for texts, and the similarity of their embeddings.
 
     Attributes:
         config: the CLIPConfig it was built from.
-        image: the image tower, a ViT without a head; it stands alone wherever a ViT is read.
+        image: the image tower, a ViT without a head; use it wherever a ViT is needed.
         text: the text tower.
-        tokenizer: texts -> ids, from the checkpoint's own tokenizer.json; None where it has none.
+        tokenizer: texts -> token ids, from the checkpoint's tokenizer.json; None if there is none.
     """
 
     has_text: ClassVar[Literal[True]] = True  # see capabilities.py
@@ -38,69 +38,71 @@ class CLIP(nn.Module):
         self.tokenizer: Tokenizer | None = None
         self.image = ViT(config.image, attend)
         self.text = TextTower(config.text, attend)
-        self.logit_scale = nn.Parameter(torch.full((1,), 2.6592))  # ln(1 / 0.07), where the paper begins
+        self.logit_scale = nn.Parameter(torch.full((1,), 2.6592))  # ln(1 / 0.07), the paper's initial value
         self.logit_bias = nn.Parameter(torch.full((1,), -10.0)) if config.score == "sigmoid" else None
 
     def forward(self, pixels_BCHW: Tensor, ids_LT: Tensor, *, resample: bool = False) -> Tensor:
-        """Pictures (B, C, H, W) and texts as ids (L, T) -> logits_BL: softmax of a row, or for SigLIP sigmoid of each.
+        """Return logits_BL for pixels (B, C, H, W) and token ids (L, T) of texts.
+
+        The softmax of a row gives scores for CLIP, the sigmoid of each logit for SigLIP.
 
         Raises:
             ShapeError, UsageError: as the towers.
         """
-        pictures_BE = self.encode_image(pixels_BCHW, resample=resample)
-        return cosine_logits(pictures_BE, self.encode_text(ids_LT), self.logit_scale, self.logit_bias)
+        images_BE = self.encode_image(pixels_BCHW, resample=resample)
+        return cosine_logits(images_BE, self.encode_text(ids_LT), self.logit_scale, self.logit_bias)
 
     def encode_image(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
-        """Pixels (B, C, H, W) -> (B, E) in the shared space, not of length 1."""
+        """Return image embeddings (B, E), not normalized, from pixels (B, C, H, W)."""
         return self.image(pixels_BCHW, resample=resample)
 
     def encode_text(self, ids_BT: Tensor) -> Tensor:
-        """Token ids (B, T) -> (B, E) in the shared space, not of length 1."""
+        """Return text embeddings (B, E), not normalized, from token ids (B, T)."""
         return self.text(ids_BT)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> ids_BT as the towers were trained with, on the device of the weights; a long text is cut.
+        """Return token ids (B, T) of texts, int64, on the device of the weights; a long text is truncated.
 
         Raises:
-            CheckpointError: the checkpoint has no tokenizer.json, or one that is not this model's.
+            CheckpointError: the checkpoint has no tokenizer.json, or one that does not fit this model.
             UsageError: the tokenizers package is missing, or there are no texts.
         """
         if self.tokenizer is None:
-            raise CheckpointError(f"{self.name}: has no tokenizer.json, so texts cannot become ids; put it there")
+            raise CheckpointError(f"{self.name}: has no tokenizer.json, which texts need; put it beside config.json")
         if isinstance(texts, str) or not texts:
             raise UsageError(f"texts is {texts!r}; give a list of at least one text")
         return self.tokenizer(texts).to(self.logit_scale.device)
 
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
-        """Texts -> (B, E), each of length 1; raises as `tokenize`."""
+        """Return text embeddings (B, E) with an L2 norm of 1; raises as `tokenize`."""
         with torch.no_grad():
             parts = self.tokenize(texts).split(batch_size)
             return torch.cat([F.normalize(self.encode_text(part), dim=-1) for part in parts])
 
     def zero_shot(self, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> ViT:
-        """The image tower with a class for every label: a ViT like any other, which shares the tower's weights.
+        """Return the image tower as a ViT with a head that has a class for each label; it shares the tower's weights.
 
-        Everything that reads a ViT with a head reads it: classify, trace, relevance for a text. Of several templates
-        the embeddings are averaged, each of length 1 before and after, as in section 3.1.4 of arXiv:2103.00020.
+        It works wherever a ViT with a head does: classify, trace, relevance. The embeddings of several templates are
+        normalized, averaged and normalized again, as in section 3.1.4 of arXiv:2103.00020.
 
         Args:
-            labels: what the classes are called.
-            templates: texts with {} where the label goes, such as "a photo of a {}".
+            labels: names of the classes.
+            templates: texts with {} in the place of the label, such as "a photo of a {}".
 
         Raises:
-            UsageError: no labels, one twice, or a template without {}.
+            UsageError: no labels, a repeated label, or a template without {}.
             CheckpointError: as `tokenize`.
         """
         if isinstance(labels, str) or not labels:
             raise UsageError(f"labels is {labels!r}; give a list of at least one")
-        twice = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
-        if twice is not None:
-            raise UsageError(f"label {twice!r} is there more than once")
+        repeated = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
+        if repeated is not None:
+            raise UsageError(f"label {repeated!r} is given more than once")
         if isinstance(templates, str) or not templates:
             raise UsageError(f"templates is {templates!r}; give a list of at least one")
         wrong = next((template for template in templates if "{}" not in template), None)
         if wrong is not None:
-            raise UsageError(f"template {wrong!r} has no {{}}, where the label goes")
+            raise UsageError(f"template {wrong!r} has no {{}} for the label")
         texts = [template.replace("{}", label) for label in labels for template in templates]
         # (L * templates, E) -> (L, E)
         means_LE = self.embed_texts(texts).unflatten(0, (len(labels), -1)).mean(dim=1)
@@ -117,12 +119,12 @@ class CLIP(nn.Module):
 
     @property
     def image_spec(self) -> ImageSpec | None:
-        """How its pictures are prepared, or None when no checkpoint said so."""
+        """The image preprocessing, or None if the checkpoint has none."""
         return self.image.image_spec
 
     @property
     def name(self) -> str | None:
-        """Where the weights came from; set by `minivit.load`."""
+        """The hub id or path of the weights; set by `minivit.load`."""
         return self.image.name
 
     @property

@@ -1,9 +1,9 @@
-"""What a model is, as data: its sizes, its token layout, its picture. No torch here."""
+"""The configuration of every model as frozen dataclasses: sizes, switches and the layout of its tokens. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from minivit.errors import ShapeError, UsageError
 
@@ -16,6 +16,13 @@ POSITIONS = ("learned", "learned_all", "learned_patches", "rope")
 POSITION_RESAMPLINGS = ("hf", "dinov2", "timm", "dino", "torchvision", "npz", "jax")  # see embed.resample_positions
 NORMS = ("tokens", "pooled")
 POOLINGS = ("cls", "mean", "cls+mean", "cls&dist", "map")
+POOLING_WORDS = {
+    "cls": "class token",
+    "mean": "mean of the patches",
+    "cls+mean": "class token and the mean of the patches",
+    "cls&dist": "class token and, a second one, on the distillation token",
+    "map": "attention pool",
+}  # the input of the head, by ViTConfig.pooling
 HEADS = ("linear", "cosine")
 SCORES = ("softmax", "sigmoid")
 WINDOWINGS = ("hf", "torchvision", "timm")  # see swin.windows_of
@@ -24,7 +31,7 @@ TEXT_POOLINGS = ("argmax", "end", "last")
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLayout:
-    """How the N tokens of a sequence lie: prefix tokens first, then the patches row by row."""
+    """The order of the N tokens of a sequence: prefix tokens first, then the patches row by row."""
 
     cls: int = 1  # class tokens, 0 or 1
     dist: int = 0  # distillation tokens (DeiT), 0 or 1
@@ -47,12 +54,12 @@ class TokenLayout:
         return self.prefix + self.patches
 
     def to_grid(self, x: Tensor, dim: int = 1) -> Tensor:
-        """Lay one axis of tokens out as the picture: (..., N or P, ...) -> (..., rows, columns, ...).
+        """Return `x` with axis `dim` reshaped to the grid of patches: (..., N or P, ...) -> (..., rows, columns, ...).
 
-        An axis of N tokens loses its prefix tokens first; one of P patches is only folded.
+        The prefix tokens of an axis of N tokens are dropped.
 
         Raises:
-            ShapeError: the axis holds neither N nor P entries; the message has all three numbers.
+            ShapeError: the axis has neither N nor P entries; the message has all three numbers.
         """
         length = x.shape[dim]
         if length == self.count:
@@ -77,67 +84,57 @@ class ViTConfig:
     depth: int = 12  # number of blocks
     heads: int = 12  # A, attention heads per block
     mlp_width: int = 3072  # F, the hidden size of the MLP
-    classes: int = 1000  # L, outputs of the head; 0 means no head, the model returns pooled_BD
+    classes: int = 1000  # L, outputs of the head; 0 means no head: the model returns pooled_BD
 
     # Tokens and positions
-    cls_token: bool = True  # a class token stands first
-    dist_token: bool = False  # a distillation token behind it (DeiT)
+    cls_token: bool = True  # a class token is the first token
+    dist_token: bool = False  # a distillation token follows it (DeiT)
     registers: int = 0  # register tokens between those and the patches (DINOv2 with registers, DINOv3)
     positions: str = "learned"  # rows for all but registers; _all: for those too; _patches: for patches; or "rope"
     rope_theta: float = 100.0  # base of the rotary frequencies, where positions is "rope"
-    position_resampling: str = "hf"  # how learned positions are stretched to another size, one of POSITION_RESAMPLINGS
-    any_size: bool = False  # pictures of another size are taken without asking, as DINOv2 and DINOv3 are used
-    drop_rest: bool = False  # pixels at the right and below that make no whole patch go unseen (SigLIP), not refused
-    patch_bias: bool = True  # of the patch embedding; CLIP has none
+    position_resampling: str = "hf"  # how learned positions are resampled to another size, one of POSITION_RESAMPLINGS
+    any_size: bool = False  # accepts images of other sizes without resample=True (DINOv2, DINOv3)
+    drop_rest: bool = False  # drops pixels at the right and bottom that do not fill a patch (SigLIP); else refuses them
+    patch_bias: bool = True  # the patch embedding has a bias; not in CLIP
 
     # Blocks
     eps: float = 1e-6  # of every LayerNorm; 1e-12 in the files of google/vit-*
     activation: str = "gelu"  # of the MLP, one of ACTIVATIONS; "gelu" is the exact one (erf)
     mlp: str = "plain"  # or "swiglu": activation(gate) * value, both F wide
-    qkv_bias: bool = True  # whether queries, keys and values have a bias
-    layer_scale: bool = False  # a learned factor per channel on every branch, before it is added
+    qkv_bias: bool = True  # queries, keys and values have a bias
+    layer_scale: bool = False  # a learned factor per channel on both branches of a block, before the addition
     norm_pre: bool = False  # a LayerNorm before the first block (CLIP)
 
-    # From tokens to the answer
-    norm: str = "tokens"  # the final LayerNorm covers all "tokens", or only what is "pooled" from them
-    pooling: str = "cls"  # what the head reads, one of POOLINGS; "cls&dist" has a head for each, "map" attends
-    pooler: bool = False  # a tanh layer between pooling and head, as in the *-in21k files
-    projection: int = 0  # size of the shared space of pictures and texts (CLIP), reached without a bias; 0: none
-    head: str = "linear"  # or "cosine": how near the picture is to the text of each class (CLIP, SigLIP)
-    score: str = "softmax"  # of the logits; or "sigmoid", which judges each class alone (SigLIP)
+    # From tokens to logits
+    norm: str = "tokens"  # the final LayerNorm is applied to all "tokens", or to the "pooled" vector alone
+    pooling: str = "cls"  # input of the head, one of POOLINGS; "cls&dist": a head for each; "map": an attention pool
+    pooler: bool = False  # a linear layer and tanh between pooling and head, as in the *-in21k files
+    projection: int = 0  # E, size of the space shared with texts (CLIP); a linear layer without bias; 0 means none
+    head: str = "linear"  # or "cosine": similarity of the image to the text of each class (CLIP, SigLIP)
+    score: str = "softmax"  # how logits become scores; or "sigmoid", each class on its own (SigLIP)
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "channels", "width", "depth", "heads", "mlp_width"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        _check(self, positive=("patch_size", "channels", "width", "depth", "heads", "mlp_width"), choices=_CHOICES)
         if not self._makes_patches(self.image_size):
             raise UsageError(f"image_size {self.image_size} is not a whole number of patches of {self.patch_size}")
-        if self.width % self.heads:
-            raise UsageError(f"width {self.width} is not divisible by {self.heads} heads")
-        if self.classes < 0:
-            raise UsageError(f"classes is {self.classes}; it must be 0 (no head) or more")
-        if not 0 < self.eps < 1:
-            raise UsageError(f"eps is {self.eps}; it must lie between 0 and 1")
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
-        for name in ("registers", "projection"):
+        _check_heads(self.width, self.heads)
+        for name in ("classes", "registers", "projection"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 (none) or more")
         self._check_parts_fit()
 
     def _check_parts_fit(self) -> None:
-        """Refuse switches that contradict each other."""
+        """Raise UsageError for switches that contradict each other."""
         if "cls" in self.pooling and not self.cls_token:
             raise UsageError(f"pooling {self.pooling} needs a class token")
         if self.pooling == "cls&dist" and not self.dist_token:
             raise UsageError("pooling cls&dist needs a distillation token")
         if self.positions == "rope" and self.head_dim % 4:
-            raise UsageError(f"heads of {self.head_dim} cannot be rotated by rows and columns; it must divide by 4")
+            raise UsageError(f"positions rope needs a head_dim divisible by 4, not {self.head_dim} (width / heads)")
         if self.classes and self.projection and self.head == "linear":
             raise UsageError(
-                f"{self.classes} classes and a projection to {self.projection}; a model has one of them, "
-                "or a cosine head, which compares both"
+                f"classes {self.classes} and projection {self.projection} exclude each other with a linear head; "
+                "use head cosine"
             )
 
     @property
@@ -147,20 +144,23 @@ class ViTConfig:
 
     @property
     def positioned_prefix(self) -> int:
-        """How many of the prefix tokens, from the first, have a row in the learned positions."""
+        """Number of prefix tokens, from the first, that have a row in the learned positions."""
         special = int(self.cls_token) + int(self.dist_token)
         return {"learned": special, "learned_all": special + self.registers}.get(self.positions, 0)
 
     @property
     def layout(self) -> TokenLayout:
-        """The tokens of a picture of `image_size`."""
+        """The tokens of an image of `image_size`."""
         return self.layout_for(self.image_size)
 
     def layout_for(self, image_size: tuple[int, int]) -> TokenLayout:
-        """The tokens of a picture of another size.
+        """Return the tokens of an image of another size.
+
+        Args:
+            image_size: (height, width) in pixels.
 
         Raises:
-            ShapeError: the picture is not a whole number of patches, or with `drop_rest` smaller than one.
+            ShapeError: the image is not a whole number of patches, or with `drop_rest` smaller than one patch.
         """
         height, width = image_size
         if not self._makes_patches(image_size):
@@ -177,11 +177,11 @@ class ViTConfig:
         return all(side >= patch and (self.drop_rest or side % patch == 0) for side in image_size)
 
     @classmethod
-    def preset(cls, name: str, **changes) -> ViTConfig:
-        """A named size such as "B/16": a row of SIZES, a patch size in pixels, and any field to change.
+    def preset(cls, name: str, **changes: Any) -> ViTConfig:
+        """Return a named size such as "B/16": a row of SIZES and a patch size in pixels; `changes` sets other fields.
 
         Raises:
-            UsageError: no such row or patch size; the message lists them.
+            UsageError: no such row or patch size; the message lists them. Or a field is refused.
         """
         size, _, patch = name.partition("/")
         if size not in SIZES or patch not in ("8", "14", "16", "32"):
@@ -193,36 +193,29 @@ class ViTConfig:
 class TextConfig:
     """The sizes and switches of the text tower beside a ViT (CLIP, arXiv:2103.00020; SigLIP, arXiv:2303.15343)."""
 
-    vocabulary: int = 49408  # how many token ids there are
-    context: int = 77  # tokens a text may have, its start and end included
+    vocabulary: int = 49408  # number of token ids
+    context: int = 77  # most tokens of a text, its start and end token included
     width: int = 512  # D, the size of a token
     depth: int = 12  # number of blocks
     heads: int = 8  # A, attention heads per block
     mlp_width: int = 2048  # F, the hidden size of the MLP
     eps: float = 1e-5  # of every LayerNorm
     activation: str = "quick_gelu"  # of the MLP, one of ACTIVATIONS
-    causal: bool = True  # a token sees only itself and those before it (CLIP); SigLIP's see all
-    pooling: str = "end"  # the token that is read: the first `end`, the "last" one, or the id's "argmax" (see text.py)
-    end: int = 49407  # id that ends every text, for the pooling of that name
-    projection: int = 512  # size of the space shared with pictures
-    projection_bias: bool = False  # on the way there; SigLIP has one
+    causal: bool = True  # a token attends to itself and earlier tokens (CLIP), or to all (SigLIP)
+    pooling: str = "end"  # the token that is pooled: the first `end`, the "last", or the "argmax" of ids (text.py)
+    end: int = 49407  # id of the token that ends every text, for pooling "end"
+    projection: int = 512  # E, size of the space shared with images
+    projection_bias: bool = False  # the projection has a bias (SigLIP)
 
-    # Switches of a Block that no text tower uses.
+    # A Block reads these; text towers do not vary them.
     mlp: ClassVar[str] = "plain"
     qkv_bias: ClassVar[bool] = True
     layer_scale: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "context", "width", "depth", "heads", "mlp_width", "projection"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.width % self.heads:
-            raise UsageError(f"width {self.width} is not divisible by {self.heads} heads")
-        if not 0 < self.eps < 1:
-            raise UsageError(f"eps is {self.eps}; it must lie between 0 and 1")
-        for name, known in (("activation", ACTIVATIONS), ("pooling", TEXT_POOLINGS)):
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        positive = ("vocabulary", "context", "width", "depth", "heads", "mlp_width", "projection")
+        _check(self, positive=positive, choices={"activation": ACTIVATIONS, "pooling": TEXT_POOLINGS})
+        _check_heads(self.width, self.heads)
         if self.pooling == "end" and not 0 <= self.end < self.vocabulary:
             raise UsageError(f"end is {self.end}; there are ids 0 to {self.vocabulary - 1}")
 
@@ -234,25 +227,27 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPConfig:
-    """An image tower and a text tower that meet in one space."""
+    """An image tower and a text tower whose embeddings share one space."""
 
     image: ViTConfig
     text: TextConfig
-    score: str = "softmax"  # of the logits; "sigmoid" (SigLIP) judges each text alone and adds a learned bias
+    score: str = "softmax"  # how logits become scores; "sigmoid" (SigLIP): each text on its own, with a learned bias
 
     def __post_init__(self) -> None:
         if self.image.classes:
-            raise UsageError(f"the image tower has {self.image.classes} classes; beside a text tower it has none")
+            raise UsageError(f"the image tower has {self.image.classes} classes; in a CLIP it must have 0")
         ends = self.image.projection or self.image.width
         if ends != self.text.projection:
-            raise UsageError(f"pictures end in {ends} numbers and texts in {self.text.projection}; they cannot meet")
+            raise UsageError(
+                f"image embeddings have size {ends} and text embeddings {self.text.projection}; they must be equal"
+            )
         if self.score not in SCORES:
             raise UsageError(f"score is {self.score!r}; it must be one of {', '.join(SCORES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SwinStage:
-    """One stage of a Swin: what its blocks read."""
+    """The sizes and switches of the blocks of one stage of a Swin."""
 
     width: int  # D, the size of a token
     heads: int  # A, attention heads per block
@@ -262,7 +257,7 @@ class SwinStage:
     activation: str
     qkv_bias: bool
 
-    # Switches of a Block that Swin does not use.
+    # A Block reads these; Swin does not vary them.
     mlp: ClassVar[str] = "plain"
     layer_scale: ClassVar[bool] = False
 
@@ -279,45 +274,40 @@ class SwinConfig:
     image_size: tuple[int, int] = (224, 224)  # pixels (height, width)
     patch_size: int = 4  # pixels along each side of a patch
     channels: int = 3  # C
-    width: int = 96  # of the first stage; each later stage has twice the one before
-    depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of every stage
-    heads: tuple[int, ...] = (3, 6, 12, 24)  # of every stage
-    window: tuple[int, ...] = (7, 7, 7, 7)  # of every stage, patches along each side of a window
+    width: int = 96  # D of the first stage; it doubles from stage to stage
+    depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks in each stage
+    heads: tuple[int, ...] = (3, 6, 12, 24)  # A in each stage
+    window: tuple[int, ...] = (7, 7, 7, 7)  # tokens along each side of a window, in each stage
     mlp_ratio: float = 4.0  # F / D
     eps: float = 1e-5  # of every LayerNorm
     activation: str = "gelu"  # of the MLP, one of ACTIVATIONS
-    qkv_bias: bool = True  # whether queries, keys and values have a bias
-    classes: int = 1000  # L, outputs of the head; 0 means no head, the model returns pooled_BD
-    windowing: str = "hf"  # how a grid that does not fit is padded and shifted, one of WINDOWINGS; see swin.windows_of
-    any_size: bool = True  # pictures of another size are taken without asking: there are no positions to stretch
+    qkv_bias: bool = True  # queries, keys and values have a bias
+    classes: int = 1000  # L, outputs of the head; 0 means no head: the model returns pooled_BD
+    windowing: str = "hf"  # how grids are padded and shifted, one of WINDOWINGS; see swin.windows_of
+    any_size: bool = True  # accepts images of other sizes: it has no position embeddings to resample
 
-    # What a reader of ViTConfig asks for, and no Swin has.
+    # Fields of ViTConfig that other code reads; Swin does not vary them.
     patch_bias: ClassVar[bool] = True
     cls_token: ClassVar[bool] = False
     projection: ClassVar[int] = 0
     score: ClassVar[str] = "softmax"
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "channels", "width"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        choices = {"activation": ACTIVATIONS, "windowing": WINDOWINGS}
+        _check(self, positive=("patch_size", "channels", "width"), choices=choices)
         stages = {name: len(getattr(self, name)) for name in ("depths", "heads", "window")}
         if not self.depths or len(set(stages.values())) != 1:
-            raise UsageError(f"depths, heads and window are of {', '.join(map(str, stages.values()))} stages")
+            raise UsageError(
+                f"depths, heads and window have {', '.join(map(str, stages.values()))} stages; they must agree"
+            )
         if min((*self.depths, *self.heads, *self.window)) < 1:
             raise UsageError(f"depths {self.depths}, heads {self.heads} and window {self.window} must be at least 1")
         for stage in self.stages:
-            if stage.width % stage.heads:
-                raise UsageError(f"width {stage.width} is not divisible by {stage.heads} heads")
+            _check_heads(stage.width, stage.heads)
         if self.classes < 0:
-            raise UsageError(f"classes is {self.classes}; it must be 0 (no head) or more")
-        if not 0 < self.eps < 1:
-            raise UsageError(f"eps is {self.eps}; it must lie between 0 and 1")
+            raise UsageError(f"classes is {self.classes}; it must be 0 (none) or more")
         if min(self.image_size) < 1:
             raise UsageError(f"image_size is {self.image_size}; it must be at least 1 x 1")
-        for name, known in (("activation", ACTIVATIONS), ("windowing", WINDOWINGS)):
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
 
     @property
     def stages(self) -> tuple[SwinStage, ...]:
@@ -337,33 +327,53 @@ class SwinConfig:
 
     @property
     def depth(self) -> int:
-        """Blocks of all stages together."""
+        """Number of blocks in all stages together."""
         return sum(self.depths)
 
     def grid(self, image_size: tuple[int, int] | None = None, stage: int = 0) -> tuple[int, int]:
-        """Tokens as (rows, columns) in a stage, for a picture of `image_size`, or the config's own.
+        """Return the tokens of a stage as (rows, columns), for an image of `image_size` or of the config's own.
 
         Raises:
-            ShapeError: the picture is not a whole number of patches, where its reference does not pad it.
+            ShapeError: the image is not a whole number of patches, and the reference library does not pad it.
         """
         height, width = image_size or self.image_size
         patch = self.patch_size
         if height < 1 or width < 1 or (self.windowing != "hf" and (height % patch or width % patch)):
             raise ShapeError(f"an image of {height} x {width} is not a whole number of patches of {patch}")
-        share = patch * 2**stage  # odd grids are padded before they are merged
-        return -(-height // share), -(-width // share)
+        side = patch * 2**stage  # pixels along each side of a token; odd grids are padded before they are merged
+        return -(-height // side), -(-width // side)
 
     def layout_for(self, image_size: tuple[int, int]) -> TokenLayout:
-        """The tokens of the last stage, of a picture of this size; raises as `grid`."""
+        """Return the tokens of the last stage for an image of this size; raises as `grid`."""
         return TokenLayout(cls=0, grid=self.grid(image_size, len(self.depths) - 1))
 
     @property
     def layout(self) -> TokenLayout:
-        """The tokens of the last stage, of a picture of `image_size`."""
+        """The tokens of the last stage for an image of `image_size`."""
         return self.layout_for(self.image_size)
 
 
-# What a Block reads its sizes and switches from.
+def _check(
+    config: ViTConfig | TextConfig | SwinConfig, *, positive: tuple[str, ...], choices: dict[str, tuple[str, ...]]
+) -> None:
+    """Raise UsageError for a size below 1, an eps that is not between 0 and 1, or a word that is not a choice."""
+    for name in positive:
+        if getattr(config, name) < 1:
+            raise UsageError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    if not 0 < config.eps < 1:
+        raise UsageError(f"eps is {config.eps}; it must lie between 0 and 1")
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise UsageError(f"{name} is {getattr(config, name)!r}; it must be one of {', '.join(known)}")
+
+
+def _check_heads(width: int, heads: int) -> None:
+    """Raise UsageError for a width that the heads cannot share."""
+    if width % heads:
+        raise UsageError(f"width {width} is not divisible by {heads} heads")
+
+
+# The configurations that a Block accepts.
 BlockConfig = ViTConfig | TextConfig | SwinStage
 
 _CHOICES = {

@@ -1,4 +1,4 @@
-"""Pixels become tokens: patches, the class token, positions and their resampling."""
+"""From pixels to tokens: patch embedding, position embeddings and their resampling, rotary angles."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from minivit.model.config import SwinConfig, TokenLayout, ViTConfig
 
 
 class PatchEmbed(nn.Module):
-    """Cut the picture into patches and map each to a token: (B, C, H, W) -> (B, P, D).
+    """Split the image into patches and map each patch to a token: (B, C, H, W) -> (B, P, D).
 
-    A linear layer on flattened patches; `weight` keeps the (D, C, patch, patch) shape of the equal
-    convolution with stride = patch, which is how every checkpoint stores it, and drops as it does what makes no whole
-    patch at the right and below.
+    A linear layer on flattened patches, equation 1 of arXiv:2010.11929. It equals a convolution with kernel and
+    stride of one patch. `weight` has the convolution's shape (D, C, patch, patch), in which checkpoints store it.
+    Pixels at the right and bottom that do not fill a patch are dropped, as the convolution drops them.
     """
 
     def __init__(self, config: ViTConfig | SwinConfig):
@@ -38,8 +38,7 @@ class PatchEmbed(nn.Module):
         return F.linear(x, self.weight.flatten(1), self.bias)
 
 
-# How F.interpolate stretches the grid in each rule of config.POSITION_RESAMPLINGS; the family's own code is named in
-# weights/tables.py. "dino" differs in the scale it is told, see below.
+# The arguments of F.interpolate for each name in config.POSITION_RESAMPLINGS. "dino" passes another scale, see below.
 _INTERPOLATE: dict[str, dict[str, Any]] = {
     "hf": {"mode": "bicubic", "align_corners": False},
     "dinov2": {"mode": "bicubic", "align_corners": False},
@@ -49,21 +48,25 @@ _INTERPOLATE: dict[str, dict[str, Any]] = {
     "npz": {"mode": "bilinear", "align_corners": False},
     "jax": {"mode": "bilinear", "align_corners": True},
 }
-_IN_FLOAT32 = ("dinov2", "timm", "npz")  # whatever the dtype of the model
+_IN_FLOAT32 = ("dinov2", "timm", "npz")  # these resample in float32, whatever the dtype of the model
 
 
 def resample_positions(pos_embed: Tensor, old: TokenLayout, new: TokenLayout, rule: str = "hf") -> Tensor:
-    """Stretch learned positions to another grid: (1, prefix + P, D) -> (1, prefix + P', D), prefix rows untouched.
+    """Return learned positions resampled to another grid: (1, prefix + P, D) -> (1, prefix + P', D).
+
+    The rows of prefix tokens do not change.
 
     Args:
         pos_embed: rows for all, some or none of the prefix tokens of `old`, then for its patches.
-        rule: one of config.POSITION_RESAMPLINGS, as the family's reference does it:
-            "hf" bicubic, transformers' ViT, DeiT, MAE, CLIP and SigLIP under interpolate_pos_encoding=True;
-            "dinov2" the same in float32; "timm" bicubic with antialiasing in float32, timm's
-            resample_abs_pos_embed and transformers' DINOv2 with registers; "dino" bicubic told a scale
-            from a grid 0.1 larger, facebookresearch's dino and dinov2; "torchvision" bicubic with aligned
-            corners, its interpolate_embeddings; "npz" bilinear in float32, timm's reader of JAX files;
-            "jax" bilinear with aligned corners, vision_transformer's own (scipy.ndimage.zoom of order 1).
+        rule: one of config.POSITION_RESAMPLINGS, each as a reference library does it:
+            "hf": bicubic; transformers' ViT, DeiT, MAE, CLIP and SigLIP under interpolate_pos_encoding=True.
+            "dinov2": as "hf", in float32.
+            "timm": bicubic with antialiasing, in float32; timm's resample_abs_pos_embed and transformers'
+            DINOv2 with registers.
+            "dino": bicubic, with the scale of a grid that is 0.1 larger; facebookresearch's dino and dinov2.
+            "torchvision": bicubic with aligned corners; its interpolate_embeddings.
+            "npz": bilinear in float32; timm's reader of JAX files.
+            "jax": bilinear with aligned corners; vision_transformer's scipy.ndimage.zoom of order 1.
 
     Raises:
         ShapeError: pos_embed has fewer rows than `old` has patches, or more than it has tokens.
@@ -86,7 +89,11 @@ def resample_positions(pos_embed: Tensor, old: TokenLayout, new: TokenLayout, ru
 
 
 def spread_positions(pos_embed: Tensor, positioned: int, layout: TokenLayout) -> Tensor:
-    """Learned positions as one row per token: (1, positioned + P, D) -> (1, N, D); a token without a row gets zeros."""
+    """Return learned positions with one row for each token: (1, positioned + P, D) -> (1, N, D).
+
+    Args:
+        positioned: how many of the prefix tokens, from the first, have a row; the others get zeros.
+    """
     without = layout.prefix - positioned
     if not without:
         return pos_embed
@@ -95,12 +102,17 @@ def spread_positions(pos_embed: Tensor, positioned: int, layout: TokenLayout) ->
 
 
 def rope_angles(grid: tuple[int, int], head_dim: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """By how much `attention.rotate` turns each patch: cosines and sines (P, K), as `like` in dtype and device.
+    """Return cosines and sines (P, K) of the angles by which `attention.rotate` rotates each patch.
 
-    A patch's centre lies between -1 and 1 on either axis; K/4 frequencies turn it by rows, K/4 by columns,
-    and the K/2 angles stand twice, for the two channels of each pair. Frequencies and centres are float32
-    numbers, their product is at least that, as in DINOv3 (arXiv:2508.10104; transformers'
-    DINOv3ViTRopePositionEmbedding).
+    The centre of a patch lies between -1 and 1 on both axes. K/4 frequencies are multiplied by its row and K/4 by its
+    column. The K/2 angles are repeated, for the two channels of each pair. Frequencies and centres are float32;
+    their product is float32 or wider, as in DINOv3 (arXiv:2508.10104; transformers' DINOv3ViTRopePositionEmbedding).
+
+    Args:
+        grid: patches as (rows, columns).
+        head_dim: K.
+        theta: base of the frequencies.
+        like: a tensor with the dtype and device of the result.
     """
     frequencies = 1 / theta ** torch.arange(0, 1, 4 / head_dim, dtype=torch.float32, device=like.device)
     frequencies = frequencies.to(torch.promote_types(like.dtype, torch.float32))

@@ -1,4 +1,7 @@
-"""Swin: attention inside windows that shift from block to block, and patches that merge from stage to stage."""
+"""Swin Transformer: attention inside shifted windows, and patches that merge from stage to stage.
+
+In shapes of this file W is the number of windows of an image, V = B*W, and N the tokens of a window.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,26 @@ from minivit.model.block import Block
 from minivit.model.config import SwinConfig, SwinStage
 from minivit.model.embed import PatchEmbed
 
-SHUT = -100.0  # added where a window holds two parts of the picture that are no neighbours, as in every reference
+MASKED = -100.0  # added to logits of tokens that are no neighbours in the image, as in every reference library
 
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """How a grid of tokens is cut into windows of window x window, and put together again."""
+    """How a grid of tokens is split into windows of window x window tokens, and joined again."""
 
     grid: tuple[int, int]  # tokens as (rows, columns)
     window: int  # tokens along each side of a window
-    shift: tuple[int, int] = (0, 0)  # tokens by which the picture is rolled up and to the left before it is cut
-    pad_first: bool = True  # zeros are put below and to the right before the roll, or after it
+    shift: tuple[int, int] = (0, 0)  # tokens by which the grid is rolled up and left before it is split
+    pad_first: bool = True  # zeros are added at the bottom and right before the roll; else after it
 
     @property
     def padded(self) -> tuple[int, int]:
-        """The grid with the zeros that make it whole windows."""
+        """(rows, columns) of the grid when it is padded to whole windows."""
         rows, columns = (-(-side // self.window) * self.window for side in self.grid)
         return rows, columns
 
     def cut(self, x_BPD: Tensor) -> Tensor:
-        """(B, P, D) -> (B*W, N, D): W windows of N = window * window tokens, row by row, a picture's together."""
+        """Return the W windows of every image, N = window * window tokens each: (B, P, D) -> (B*W, N, D)."""
         x = x_BPD.unflatten(1, self.grid)
         (rows, columns), (height, width) = self.grid, self.padded
         zeros = (0, 0, 0, width - columns, 0, height - rows)
@@ -47,7 +50,7 @@ class Windows:
         return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
     def stitch(self, x_VND: Tensor) -> Tensor:
-        """What `cut` cut, without the zeros: (B*W, N, D) -> (B, P, D)."""
+        """Return the tokens of the windows that `cut` returned, without the padding: (B*W, N, D) -> (B, P, D)."""
         (rows, columns), (height, width) = self.grid, self.padded
         # (B*W, N, D) -> (B, rows, columns, window, window, D) -> (B, H, W, D)
         x = x_VND.unflatten(1, (self.window, self.window)).unflatten(
@@ -59,79 +62,84 @@ class Windows:
         return x[:, :rows, :columns].flatten(1, 2)
 
     def mask(self, like: Tensor) -> Tensor | None:
-        """What keeps apart in one window what the roll has brought together: (W, 1, N, N), 0 or SHUT; None unrolled."""
+        """Return a bias (W, 1, N, N), MASKED for tokens that only the roll brought into one window, else 0.
+
+        None if nothing is rolled. `like` has the dtype and device of the result.
+        """
         if not any(self.shift):
             return None
         regions = []
         for side, shift in zip(self.padded, self.shift, strict=True):
             place = torch.arange(side, device=like.device)
-            # 0: as it was; 1 and 2: the last window, in which the rolled part begins `shift` before the end.
+            # Regions: 0 before the last window, 1 and 2 inside it; region 2, the last `shift` tokens, was rolled there.
             last = (place >= side - self.window).long() + (place >= side - shift).long()
             regions.append(last if shift else torch.zeros_like(place))
         region_P1 = (regions[0][:, None] * 3 + regions[1]).flatten()[None, :, None]
         whole = Windows(grid=self.padded, window=self.window)
         region_WN = whole.cut(region_P1)[:, :, 0]
         apart = region_WN[:, None, :, None] != region_WN[:, None, None, :]
-        return torch.zeros(apart.shape, dtype=like.dtype, device=like.device).masked_fill(apart, SHUT)
+        return torch.zeros(apart.shape, dtype=like.dtype, device=like.device).masked_fill(apart, MASKED)
 
 
 def windows_of(config: SwinConfig, stage: int, grid: tuple[int, int], *, shifted: bool) -> Windows:
-    """The windows of a block, as the reference that `config.windowing` names has them.
+    """Return the windows of a block, as the reference library named by `config.windowing` computes them.
 
-    All three let tokens look at the zeros a grid is padded with. "hf" (transformers' modeling_swin.py) pads, then
-    rolls, and rolls neither way where the shorter side is one window; "torchvision" (swin_transformer.py,
-    shifted_window_attention) the same for each side on its own; "timm" (swin_transformer.py) rolls, then pads, and
-    asks the grid the model was made for how far.
+    In all three, tokens attend to the zeros of the padding.
+    "hf" (transformers' modeling_swin.py) pads, then rolls; it does not roll if the shorter side is one window.
+    "torchvision" (swin_transformer.py, shifted_window_attention) pads, then rolls, and decides for each side.
+    "timm" (swin_transformer.py) rolls, then pads; the shift follows from the config's own image size.
 
     Raises:
-        ShapeError: the grid is smaller than a window, where the reference has no answer.
+        ShapeError: the grid is smaller than a window, which the reference library refuses.
     """
     window, rule = config.window[stage], config.windowing
     if rule != "torchvision" and min(grid) < window:
         raise ShapeError(
-            f"stage {stage} has {grid[0]} x {grid[1]} tokens, less than a window of {window}; take a larger picture"
+            f"stage {stage} has {grid[0]} x {grid[1]} tokens, less than a window of {window}; use a larger image"
         )
-    asked = config.grid(stage=stage) if rule == "timm" else grid
-    small = [side <= window for side in asked]
+    decisive = config.grid(stage=stage) if rule == "timm" else grid
+    small = [side <= window for side in decisive]
     small = [any(small)] * 2 if rule == "hf" else small
     rows, columns = (0 if is_small or not shifted else window // 2 for is_small in small)
     return Windows(grid=grid, window=window, shift=(rows, columns), pad_first=rule != "timm")
 
 
 class WindowAttention(SelfAttention):
-    """Tokens of a window look at each other, and know how far apart they are: (B, P, D) -> (B, P, D).
+    """Self-attention inside windows with a relative position bias: (B, P, D) -> (B, P, D).
 
-    Equation 4 of arXiv:2103.14030. `attend` is asked for every window at once, with a bias of (1 or B*W, A, N, N).
+    Equation 4 of arXiv:2103.14030. One call of `attend` computes all windows, with a bias (1 or B*W, A, N, N).
     """
 
     def __init__(self, config: SwinStage, attend: BiasedAttend = attend_sdpa):
-        super().__init__(config, attend)  # type: ignore[arg-type]  # it is called by this class alone
+        super().__init__(config, attend)  # type: ignore[arg-type]  # only this class calls it
         self.window = config.window
-        # A row for every difference of two places, -(window - 1) to window - 1 down and then across.
+        # One row for each offset of two tokens: -(window - 1) to window - 1 in rows, and the same in columns.
         self.bias_table = nn.Parameter(torch.empty((2 * config.window - 1) ** 2, config.heads))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
 
     def bias(self) -> Tensor:
-        """What is added for the places of a query and a key: (1, A, N, N)."""
+        """Return the relative position bias of queries and keys, (1, A, N, N)."""
         side = torch.arange(self.window, device=self.bias_table.device)
-        place_N2 = torch.cartesian_prod(side, side)
-        steps_NN2 = place_N2[:, None] - place_N2[None, :] + self.window - 1
-        rows_NN = steps_NN2[..., 0] * (2 * self.window - 1) + steps_NN2[..., 1]
+        position_N2 = torch.cartesian_prod(side, side)
+        offset_NN2 = position_N2[:, None] - position_N2[None, :] + self.window - 1
+        rows_NN = offset_NN2[..., 0] * (2 * self.window - 1) + offset_NN2[..., 1]
+        # (N, N, A) -> (1, A, N, N)
         return self.bias_table[rows_NN].permute(2, 0, 1)[None]
 
-    def forward(self, x: Tensor, windows: Windows, mask_WNN: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, windows: Windows, mask_W1NN: Tensor | None = None) -> Tensor:  # type: ignore[override]
         cut_VND = windows.cut(x)
         q, k, v = self.split(self.qkv(cut_VND))
         bias = self.bias()
-        if mask_WNN is not None:
-            bias = (bias + mask_WNN).expand(len(x), -1, -1, -1, -1).flatten(0, 1)
-        mix_VANK = self.attend(q, k, v, scale=self.scale, bias=bias)  # type: ignore[call-arg]
+        if mask_W1NN is not None:
+            # (1, A, N, N) + (W, 1, N, N) -> (W, A, N, N) -> (B, W, A, N, N) -> (B*W, A, N, N)
+            bias = (bias + mask_W1NN).expand(len(x), -1, -1, -1, -1).flatten(0, 1)
+        output_VANK = self.attend(q, k, v, scale=self.scale, bias=bias)  # type: ignore[call-arg]
         # (B*W, A, N, K) -> (B*W, N, A, K) -> (B*W, N, D)
-        return windows.stitch(self.proj(mix_VANK.transpose(1, 2).flatten(2)))
+        return windows.stitch(self.proj(output_VANK.transpose(1, 2).flatten(2)))
 
 
 class SwinBlock(Block):
-    """A Block that looks inside windows: (B, P, D) -> (B, P, D)."""
+    """A Block with attention inside windows: (B, P, D) -> (B, P, D)."""
 
     attention = WindowAttention  # type: ignore[assignment]
 
@@ -142,7 +150,10 @@ class SwinBlock(Block):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours become one token of twice the width: (B, rows * columns, D) -> (B, rows/2 * columns/2, 2*D)."""
+    """Merge 2 x 2 tokens into one of twice the width: (B, rows * columns, D) -> (B, rows/2 * columns/2, 2*D).
+
+    arXiv:2103.14030, section 3.1. An odd side is padded with zeros.
+    """
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -152,14 +163,14 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         x = x.unflatten(1, grid)
         x = F.pad(x, (0, 0, 0, grid[1] % 2, 0, grid[0] % 2))
-        # (B, H, W, D) -> (B, H/2, 2, W/2, 2, D) -> (B, H/2, W/2, 2, 2, D), of four neighbours the upper left first,
-        # then the lower left -> (B, H/2 * W/2, 4*D)
+        # (B, rows, columns, D) -> (B, rows/2, 2, columns/2, 2, D) -> (B, rows/2, columns/2, 2, 2, D); the order of the
+        # four is upper left, lower left, upper right, lower right -> (B, rows/2 * columns/2, 4*D)
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2)
         return self.reduction(self.norm(x))
 
 
 class Stage(nn.Module):
-    """Blocks that see windows in turn plain and shifted; then patches merge, but for the last stage."""
+    """Blocks whose windows are plain and shifted in turn; then patches merge, except in the last stage."""
 
     def __init__(self, config: SwinConfig, index: int, attend: BiasedAttend):
         super().__init__()
@@ -183,8 +194,8 @@ class Swin(nn.Module):
 
     Attributes:
         config: the SwinConfig it was built from.
-        attend: the attention callable of every block; it takes a bias.
-        image_spec, labels, name, revision: as a ViT's.
+        attend: the attention callable of every block; it accepts a bias.
+        image_spec, labels, name, revision: as of a ViT.
     """
 
     has_text: ClassVar[Literal[False]] = False  # see capabilities.py
@@ -193,14 +204,15 @@ class Swin(nn.Module):
     def __init__(self, config: SwinConfig, attend: Attend | BiasedAttend = attend_sdpa):
         """
         Raises:
-            UsageError: `attend` has no parameter `bias`, without which windows do not know where their tokens are.
+            UsageError: `attend` has no parameter `bias`, which the relative positions need.
         """
         super().__init__()
         if not takes_bias(attend):
             name = getattr(attend, "__name__", type(attend).__name__)
             raise UsageError(
-                f"attention {name} takes no bias, and Swin adds one to the logits of every window; give it a keyword "
-                "`bias`, (B, A, N, M) when broadcast, added to scale * q k^T (minivit.model.attention.BiasedAttend)"
+                f"attention {name} accepts no bias, which Swin adds to the logits of every window; give it a keyword "
+                "`bias` that broadcasts to (B, A, N, M) and is added to scale * q k^T "
+                "(minivit.model.attention.BiasedAttend)"
             )
         self.config = config
         self.attend: BiasedAttend = attend  # type: ignore[assignment]
@@ -221,14 +233,14 @@ class Swin(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) in the dtype of the weights -> logits_BL; without a head, pooled_BD."""
+        """Return logits_BL, or pooled_BD without a head, from pixels (B, C, H, W) in the dtype of the weights."""
         return self.head(self.pool(self.features(pixels_BCHW)))
 
     def features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) -> the tokens of the last stage (B, P, D) after the final norm.
+        """Return the tokens of the last stage (B, P, D) after the final norm, from pixels (B, C, H, W).
 
         Raises:
-            ShapeError: wrong channels, or a size of which the reference makes nothing.
+            ShapeError: wrong channels, or a size that the reference library refuses.
         """
         x = self.embed(pixels_BCHW)
         height, width = pixels_BCHW.shape[2:]
@@ -237,26 +249,26 @@ class Swin(nn.Module):
         return self.norm(x)
 
     def embed(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) -> tokens (B, P, D) as the first block reads them; raises as `features`."""
+        """Return the tokens (B, P, D) that the first block receives, from pixels (B, C, H, W); raises as `features`."""
         config = self.config
         if pixels_BCHW.ndim != 4 or pixels_BCHW.shape[1] != config.channels:
             raise ShapeError(f"pixels have shape {tuple(pixels_BCHW.shape)}; expected (B, {config.channels}, H, W)")
         height, width = pixels_BCHW.shape[2:]
-        config.grid((height, width))  # refuses a size of no whole number of patches
+        config.grid((height, width))  # refuses a size that is not a whole number of patches
         pixels_BCHW = F.pad(pixels_BCHW, (0, -width % config.patch_size, 0, -height % config.patch_size))
         return self.norm_embed(self.patch_embed(pixels_BCHW))
 
     def pool(self, tokens_BPD: Tensor, pooling: str | None = None) -> Tensor:
-        """What the head reads, the mean of the tokens: (B, P, D) -> (B, D).
+        """Return the mean of the tokens, the input of the head: (B, P, D) -> (B, D).
 
         Raises:
             UsageError: another pooling than "mean".
         """
         if pooling not in (None, "mean"):
-            raise UsageError(f"Swin has no {pooling} to read; it pools the mean of its tokens")
+            raise UsageError(f"a Swin has no pooling {pooling}; it has mean, of its tokens")
         return tokens_BPD.mean(dim=1)
 
     @property
     def blocks(self) -> list[SwinBlock]:
-        """The blocks of all stages, in the order of the forward."""
+        """The blocks of all stages, in the order of the forward pass."""
         return [block for stage in self.stages for block in stage.blocks]  # type: ignore[union-attr]

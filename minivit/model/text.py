@@ -1,4 +1,4 @@
-"""Texts become places in the space they share with pictures: tokens, the blocks of block.py, one token read."""
+"""The text tower of CLIP and SigLIP: token ids -> text embeddings, with the blocks of block.py."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from minivit.model.config import TextConfig
 
 
 class TextTower(nn.Module):
-    """A Transformer that reads token ids: (B, T) -> (B, E). CLIP: arXiv:2103.00020, section 2.4.
+    """A Transformer on token ids, (B, T) -> (B, E): arXiv:2103.00020, section 2.4.
 
     Attributes:
         config: the TextConfig it was built from.
-        attend: the attention callable of its blocks: `attend_causal` where a token must not see those behind it,
-            the one that was given where all see all (SigLIP).
+        attend: the attention callable of its blocks: `attend_causal` if the config is causal (CLIP), else the given
+            one (SigLIP).
     """
 
     def __init__(self, config: TextConfig, attend: Attend = attend_sdpa):
@@ -33,16 +33,16 @@ class TextTower(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.01)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        """Token ids, (B, T) integers -> embeddings (B, E), not of length 1.
+        """Return text embeddings (B, E), not normalized, from token ids (B, T), integers.
 
         Raises:
-            ShapeError: more tokens than the tower has positions, or ids that are no (B, T).
-            UsageError: an id outside the vocabulary, or a text without its end.
+            ShapeError: ids are not (B, T), or T is larger than the tower's context.
+            UsageError: an id outside the vocabulary, or a text without its end token.
         """
         return self.proj(self.pool(self.features(ids_BT), ids_BT))
 
     def features(self, ids_BT: Tensor) -> Tensor:
-        """Token ids (B, T) -> tokens (B, T, D) after the final norm; raises as `forward`."""
+        """Return tokens (B, T, D) after the final norm from token ids (B, T); raises as `forward`."""
         config = self.config
         if ids_BT.ndim != 2 or not 1 <= ids_BT.shape[1] <= config.context:
             raise ShapeError(f"ids have shape {tuple(ids_BT.shape)}; expected (B, T) with T from 1 to {config.context}")
@@ -55,11 +55,14 @@ class TextTower(nn.Module):
         return self.norm(x)
 
     def pool(self, tokens_BTD: Tensor, ids_BT: Tensor) -> Tensor:
-        """The token that speaks for the text: (B, T, D) -> (B, D).
+        """Return the token that represents each text: (B, T, D) -> (B, D).
 
-        "end" is the first token with the id that ends a text. Config files of OpenAI's CLIP from before it was known
-        (transformers, pull request 24773) say that id is 2, and mean the greatest id of all: "argmax". SigLIP reads
-        the "last" position, whatever stands there: its texts are padded to the whole context.
+        "end": the first token with the id `config.end`. "argmax": the token with the largest id; older config files of
+        OpenAI's CLIP name the wrong end id, 2, and mean this (transformers, pull request 24773). "last": the last
+        position (SigLIP, whose texts are padded to the whole context).
+
+        Raises:
+            UsageError: pooling is "end" and a text has no end token.
         """
         how = self.config.pooling
         if how == "last":
@@ -67,7 +70,7 @@ class TextTower(nn.Module):
         if how == "end":
             ends_BT = ids_BT == self.config.end
             if not bool(ends_BT.any(dim=-1).all()):
-                raise UsageError(f"a text has no token {self.config.end}, which ends it")
+                raise UsageError(f"a text has no end token (id {self.config.end})")
             place_B = ends_BT.int().argmax(dim=-1)  # the first
         else:
             place_B = ids_BT.argmax(dim=-1)

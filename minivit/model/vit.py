@@ -1,4 +1,4 @@
-"""The Vision Transformer, top to bottom."""
+"""The Vision Transformer."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ViT(nn.Module):
     Attributes:
         config: the ViTConfig it was built from.
         attend: the attention callable of every block.
-        image_spec: how its pictures are prepared, or None when no checkpoint said so.
-        labels: {index: name} of the head's outputs, or None.
-        name, revision: where the weights came from; set by `minivit.load`.
+        image_spec: the image preprocessing, or None if the checkpoint has none.
+        labels: {index: name} of the classes, or None.
+        name, revision: hub id or path of the weights, and commit; set by `minivit.load`.
     """
 
     has_text: ClassVar[Literal[False]] = False  # see capabilities.py
@@ -62,12 +62,18 @@ class ViT(nn.Module):
         self.apply(init_weights)
 
     def forward(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
-        """Pixels (B, C, H, W) in the dtype of the weights -> logits_BL; without a head, pooled_BD or its projection."""
+        """Return logits_BL from pixels (B, C, H, W) in the dtype of the weights; without a head, as `answer`.
+
+        Arguments and errors as `embed`.
+        """
         tokens_BND = self.features(pixels_BCHW, resample=resample)
         return self.answer(tokens_BND)
 
     def features(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
-        """Pixels (B, C, H, W) -> tokens_BND, prefix tokens first, after the final norm where it covers all tokens."""
+        """Return tokens_BND, prefix tokens first, after the final norm if config.norm is "tokens".
+
+        Arguments and errors as `embed`.
+        """
         x = self.embed(pixels_BCHW, resample=resample)
         rope = self.rope(self.layout_of(pixels_BCHW, resample=resample))
         for block in self.blocks:
@@ -75,21 +81,22 @@ class ViT(nn.Module):
         return self.norm(x) if self.config.norm == "tokens" else x
 
     def answer(self, tokens_BND: Tensor) -> Tensor:
-        """What `features` returned, (B, N, D) -> logits_BL; without a head, pooled_BD or its projection."""
+        """Return logits_BL from the tokens of `features`; without a head pooled_BD, or (B, E) with a projection."""
         if self.head_dist is not None:
             return torch.stack(self.both_logits(tokens_BND)).mean(dim=0)
         pooled_BD = self.pool(tokens_BND)
         return self.head(self.proj(pooled_BD))
 
     def embed(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
-        """Pixels (B, C, H, W) -> tokens_BND as the first block reads them.
+        """Return the tokens_BND that the first block receives: equation 1 of arXiv:2010.11929.
 
         Args:
-            resample: accept a picture of another size than config.image_size and stretch the
-                positions to it; config.any_size means always.
+            pixels_BCHW: in the dtype of the weights.
+            resample: accept an image of another size than config.image_size, and resample the positions to it.
+                Models with config.any_size always do.
 
         Raises:
-            ShapeError: wrong channels, no whole number of patches, or another size without `resample`.
+            ShapeError: wrong channels, not a whole number of patches, or another size without `resample`.
         """
         layout = self.layout_of(pixels_BCHW, resample=resample)
         patches_BPD = self.patch_embed(pixels_BCHW)
@@ -98,13 +105,13 @@ class ViT(nn.Module):
         return self.norm_pre(x if self.pos_embed is None else x + self.positions(layout))
 
     def pool(self, tokens_BND: Tensor, pooling: str | None = None) -> Tensor:
-        """What the head reads: (B, N, D) -> (B, D), or (B, 2*D) for the pooling cls+mean.
+        """Return the input of the head: (B, N, D) -> (B, D), or (B, 2*D) for pooling "cls+mean".
 
-        Of a distilled model, which has a head for each of two tokens, their mean.
+        For a distilled model, which has one head for each of two tokens, it is the mean of the two.
 
         Args:
-            tokens_BND: what `features` returns.
-            pooling: "cls" or "mean" instead of config.pooling; then without attention pool and pooler.
+            tokens_BND: the tokens of `features`.
+            pooling: "cls" or "mean" in place of config.pooling; then attention pool and pooler are not applied.
         """
         if pooling is None and self.attn_pool is not None:
             patches_BPD = tokens_BND[:, self.config.layout.prefix :]
@@ -119,7 +126,7 @@ class ViT(nn.Module):
         return pooled_BD if pooling or self.pooler is None else torch.tanh(self.pooler(pooled_BD))
 
     def both_logits(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """The two answers of a distilled DeiT, of its class and its distillation token: each (B, L).
+        """Return the logits of the class token and of the distillation token of a distilled DeiT, each (B, L).
 
         Raises:
             UsageError: the model has one head only.
@@ -129,7 +136,7 @@ class ViT(nn.Module):
         return self.head(tokens_BND[:, 0]), self.head_dist(tokens_BND[:, 1])
 
     def positions(self, layout: TokenLayout) -> Tensor:
-        """The learned positions (1, N, D) for a layout, resampled when its grid is not the trained one."""
+        """Return the learned positions (1, N, D) for a layout, resampled if its grid is not the trained one."""
         assert self.pos_embed is not None
         trained = self.config.layout
         pos_embed: Tensor = self.pos_embed
@@ -138,14 +145,14 @@ class ViT(nn.Module):
         return spread_positions(pos_embed, self.config.positioned_prefix, layout)
 
     def rope(self, layout: TokenLayout) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines (P, K) that turn queries and keys of this layout; None where positions are learned."""
+        """Return the cosines and sines (P, K) that rotate queries and keys; None if positions are learned."""
         config = self.config
         if config.positions != "rope":
             return None
         return rope_angles(layout.grid, config.head_dim, config.rope_theta, like=self.patch_embed.weight)
 
     def layout_of(self, pixels_BCHW: Tensor, *, resample: bool = False) -> TokenLayout:
-        """The token layout of these pixels; raises ShapeError as `embed` says."""
+        """Return the token layout of these pixels; arguments and errors as `embed`."""
         config = self.config
         if pixels_BCHW.ndim != 4 or pixels_BCHW.shape[1] != config.channels:
             raise ShapeError(f"pixels have shape {tuple(pixels_BCHW.shape)}; expected (B, {config.channels}, H, W)")
@@ -153,17 +160,17 @@ class ViT(nn.Module):
         if (height, width) != config.image_size and not (resample or config.any_size):
             raise ShapeError(
                 f"the image is {height} x {width}, the model was trained for "
-                f"{config.image_size[0]} x {config.image_size[1]}; pass resample=True to stretch its positions"
+                f"{config.image_size[0]} x {config.image_size[1]}; pass resample=True to resample its positions"
             )
         return config.layout_for((height, width))
 
 
 class CosineHead(nn.Module):
-    """The head of a model whose classes are texts, as `CLIP.zero_shot` makes it: (B, E) -> (B, L)."""
+    """The head of a model whose classes are texts, made by `CLIP.zero_shot`: (B, E) -> (B, L)."""
 
     def __init__(self, width: int, classes: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(classes, width))  # a text's place in the shared space for each class
+        self.weight = nn.Parameter(torch.empty(classes, width))  # the text embedding of each class
         self.logit_scale = nn.Parameter(torch.zeros(1))
         self.logit_bias = nn.Parameter(torch.zeros(1))
         nn.init.trunc_normal_(self.weight, std=0.02)
@@ -173,7 +180,7 @@ class CosineHead(nn.Module):
 
 
 def cosine_logits(pooled_BE: Tensor, texts_LE: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """How near every picture is to every text: exp(scale) * cosine + bias, (B, L).
+    """Return the similarity of every image to every text, exp(scale) * cosine + bias: (B, E), (L, E) -> (B, L).
 
     Radford et al. 2021 (arXiv:2103.00020), figure 3; the bias is SigLIP's (arXiv:2303.15343, algorithm 1).
     """
@@ -185,9 +192,9 @@ def cosine_logits(pooled_BE: Tensor, texts_LE: Tensor, scale: Tensor, bias: Tens
 def init_weights(module: nn.Module) -> None:
     """Initialise one module for training from scratch.
 
-    Truncated normal with standard deviation 0.02 for matrices, tokens and positions, zero for
-    biases: the scheme of DeiT (arXiv:2012.12877) and timm. LayerNorms keep PyTorch's ones and zeros,
-    layer scales begin at 1e-5 (CaiT, arXiv:2103.17239).
+    Matrices, tokens and positions are truncated normal with standard deviation 0.02, biases are zero, as in DeiT
+    (arXiv:2012.12877) and timm. LayerNorms keep PyTorch's ones and zeros. Layer scales start at 1e-5 (CaiT,
+    arXiv:2103.17239).
     """
     if isinstance(module, (nn.Linear, PatchEmbed)):
         nn.init.trunc_normal_(module.weight, std=0.02)

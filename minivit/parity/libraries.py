@@ -1,4 +1,4 @@
-"""Other libraries' models of the same files, and what they make of a picture step by step, under our names."""
+"""The reference libraries' models of the same files, and their steps under our names."""
 
 from __future__ import annotations
 
@@ -19,61 +19,54 @@ from minivit.model.attention import attention_probs
 from minivit.model.config import SwinConfig, ViTConfig
 from minivit.parity.swin import swin_place
 from minivit.study.names import step_of, to_alias
+from minivit.weights.families.registry import FAMILIES
 from minivit.weights.files import Source, read_json
 
 LIBRARIES = ("transformers", "timm", "torchvision")
 
-# Of a config.json's model_type: the table of study.names.ALIASES, its name for the trunk, the model's own.
+# config.json's model_type -> where transformers has the steps of this family.
 TRANSFORMERS = {
-    "vit": ("transformers5", "vit.", "vit"),
-    "vit_mae": ("transformers5", "vit.", "vit"),
-    "deit": ("transformers5-deit", "deit.", "deit"),
-    "dinov2": ("transformers5-dinov2", "dinov2.", "dinov2"),
-    "dinov2_with_registers": ("transformers5-dinov2", "dinov2.", "dinov2_with_registers"),
-    "dinov3_vit": ("transformers5-dinov3", "", ""),
-    "clip": ("transformers5-clip", "vision_model.", "vision_model"),
-    "clip_vision_model": ("transformers5-clip", "vision_model.", "vision_model"),
-    "siglip": ("transformers5-siglip", "vision_model.", "vision_model"),
-    "siglip_vision_model": ("transformers5-siglip", "vision_model.", "vision_model"),
-    "swin": ("transformers", "", "swin"),  # of study.stages.PLACES
+    name: family.reference
+    for name, family in FAMILIES.items()
+    if family.reference and family.reference.library == "transformers"
 }
 
 
 @dataclass(kw_only=True)
-class Peer:
-    """Another library's model of a checkpoint."""
+class ReferenceModel:
+    """A reference library's model of a checkpoint."""
 
     library: str
     version: str
     module: nn.Module  # in eval mode
-    config: ViTConfig | SwinConfig  # of ours
+    config: ViTConfig | SwinConfig  # ours
     place: Callable[[str], str]  # a step's name -> where it stands in `module`; UsageError where nowhere
-    forward: Callable[[Tensor], Any]  # pixels_BCHW -> what the library returns
-    prepare: Callable[[Image.Image], Tensor] | None = None  # an upright RGB picture -> its own pixels_1CHW
+    forward: Callable[[Tensor], Any]  # pixels_BCHW -> the library's output
+    prepare: Callable[[Image.Image], Tensor] | None = None  # an upright RGB image -> the library's own pixels_1CHW
 
     @torch.no_grad()
     def steps(self, pixels_BCHW: Tensor, names: list[str]) -> dict[str, Tensor]:
-        """Those of the named steps this library has a place for, computed in the dtype of the pixels.
+        """Return those of the named steps that this library has, computed in the dtype of the pixels.
 
-        Nothing is replaced: hooks hear its modules, and the function every library calls for attention,
-        scaled_dot_product_attention, is heard while it runs. Attention scores and probabilities are
-        computed from the q, k and scale it received.
+        Nothing is replaced: its modules have hooks, and the function that every library calls for attention,
+        scaled_dot_product_attention, is observed while it runs. Attention scores and probabilities are computed from
+        the q, k and scale that it received.
         """
         self.module.to(pixels_BCHW.dtype)
         found: dict[str, Tensor] = {}
         block: list[int] = []  # the block that is running
 
-        def hear(name: str, axes: str) -> Callable[..., None]:
+        def hook_for(name: str, axes: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> None:
                 x = output[0] if output else args[0] if args else next(iter(kwargs.values()))
                 found[name] = self._laid_out(x[0] if isinstance(x, tuple) else x, axes).clone()
 
             return hook
 
-        def attended(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: float) -> None:
+        def observe(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: float) -> None:
             if not block:
                 return
-            at_seam = {
+            at_call = {
                 "q": lambda: q,
                 "k": lambda: k,
                 "v": lambda: v,
@@ -81,13 +74,13 @@ class Peer:
                 "attn.probs": lambda: attention_probs(q, k, scale=scale),
                 "attn.mix": lambda: out,
             }
-            for part, value in at_seam.items():
+            for part, value in at_call.items():
                 name = f"blocks.{block[-1]}.{part}"
                 if name in names:
                     found[name] = value().clone()
 
         with ExitStack() as stack:
-            stack.enter_context(_attention_heard(attended))
+            stack.enter_context(_observed_attention(observe))
             for i in range(self.config.depth):
                 layer = self.module.get_submodule(self.place(f"blocks.{i}.resid_post"))
                 stack.callback(layer.register_forward_pre_hook(lambda m, args, i=i: block.append(i)).remove)
@@ -100,21 +93,21 @@ class Peer:
                     continue
                 if name.endswith((".q", ".k", ".v", ".attn.probs")):
                     continue  # as the kernel receives them, rotated where the model rotates them
-                hook = hear(name, "BND" if isinstance(self.config, SwinConfig) else step_of(name)[0].axes)
+                hook = hook_for(name, "BND" if isinstance(self.config, SwinConfig) else step_of(name)[0].axes)
                 if place.endswith(".input"):
                     handle = module.register_forward_pre_hook(lambda m, a, k, h=hook: h(m, a, k), with_kwargs=True)
                 else:
                     handle = module.register_forward_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
-            answer = self.forward(pixels_BCHW)
-        for name, keys in ANSWERS.items():
-            said = _first(answer, keys)
-            if name in names and said is not None and (name not in found or name == "logits"):
-                found[name] = said
+            output = self.forward(pixels_BCHW)
+        for name, keys in OUTPUT_FIELDS.items():
+            value = _first(output, keys)
+            if name in names and value is not None and (name not in found or name == "logits"):
+                found[name] = value
         return {name: found[name] for name in names if name in found}
 
     def _laid_out(self, x: Tensor, axes: str) -> Tensor:
-        """A tensor of another library in our axes."""
+        """A tensor of the library in our axes."""
         if isinstance(self.config, SwinConfig):
             return x.flatten(1, 2) if x.ndim == 4 else x  # (B, h, w, D) -> (B, P, D)
         if axes == "BPD" and x.ndim == 4:
@@ -126,31 +119,31 @@ class Peer:
         return x
 
 
-# Where a model's answer is no module's output but a field of what it returns, or that itself.
-ANSWERS = {"pooled": ("image_embeds", "pooler_output"), "logits": ("logits", "")}
+# Steps that are no module's output but a field of what the model returns; "" is that itself.
+OUTPUT_FIELDS = {"pooled": ("image_embeds", "pooler_output"), "logits": ("logits", "")}
 
 
-def _first(answer: Any, keys: tuple[str, ...]) -> Tensor | None:
-    """The first of several fields an answer has; "" stands for the answer itself, where it is a tensor."""
+def _first(output: Any, keys: tuple[str, ...]) -> Tensor | None:
+    """The first of several fields of an output that is there; "" is the output itself, where it is a tensor."""
     for key in keys:
-        value = getattr(answer, key, None) if key else answer
+        value = getattr(output, key, None) if key else output
         if isinstance(value, Tensor):
             return value
     return None
 
 
 @contextmanager
-def _attention_heard(hear: Callable[[Tensor, Tensor, Tensor, Tensor, float], None]) -> Iterator[None]:
-    """Tell of every call of F.scaled_dot_product_attention; nn.MultiheadAttention calls it, too, off its fast path."""
+def _observed_attention(observe: Callable[[Tensor, Tensor, Tensor, Tensor, float], None]) -> Iterator[None]:
+    """Report every call of F.scaled_dot_product_attention; nn.MultiheadAttention calls it too, off its fast path."""
     own, fast = F.scaled_dot_product_attention, torch.backends.mha.get_fastpath_enabled()
 
-    def listening(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def observed(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         out = own(query, key, value, *args, **kwargs)
         scale = kwargs.get("scale")
-        hear(query, key, value, out, query.shape[-1] ** -0.5 if scale is None else scale)
+        observe(query, key, value, out, query.shape[-1] ** -0.5 if scale is None else scale)
         return out
 
-    F.scaled_dot_product_attention = listening
+    F.scaled_dot_product_attention = observed
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
@@ -159,13 +152,15 @@ def _attention_heard(hear: Callable[[Tensor, Tensor, Tensor, Tensor, float], Non
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def load_peer(library: str, source: Source, config: ViTConfig | SwinConfig, family: str | None = None) -> Peer:
-    """The model another library makes of the same files.
+def load_reference(
+    library: str, source: Source, config: ViTConfig | SwinConfig, family: str | None = None
+) -> ReferenceModel:
+    """Return the model that a reference library makes of the same files.
 
     Args:
         library: one of LIBRARIES.
-        source: the files, as `weights.find` gives them.
-        config: what minivit made of them.
+        source: the files, as `weights.find` returns them.
+        config: as minivit reads them.
         family: as in `minivit.load`.
 
     Raises:
@@ -182,15 +177,15 @@ def load_peer(library: str, source: Source, config: ViTConfig | SwinConfig, fami
     except ImportError as error:
         raise UsageError(f"{library} is not installed ({error}): pip install 'minivit[diff]'") from None
     try:
-        peer = loaders[library](source, config, family)
+        reference = loaders[library](source, config, family)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{source.name}: {library} cannot load it: {type(error).__name__}: {first}") from None
-    peer.module.eval()
-    return peer
+    reference.module.eval()
+    return reference
 
 
-def _transformers(source: Source, config: ViTConfig | SwinConfig, family: str | None) -> Peer:
+def _transformers(source: Source, config: ViTConfig | SwinConfig, family: str | None) -> ReferenceModel:
     import transformers
     from transformers.utils import logging
 
@@ -202,14 +197,14 @@ def _transformers(source: Source, config: ViTConfig | SwinConfig, family: str | 
     logging.disable_progress_bar()
     folder = str(source.shards[0].parent)
     names = source.config.get("architectures") or ["AutoModel"]
-    # MAE as it is used: nothing hidden. A pooler that is in no file would be made up.
+    # MAE as it is used: nothing masked. A pooler that is in no file would be random.
     changes: dict[str, Any] = {"mask_ratio": 0.0} if kind == "vit_mae" else {}
     if isinstance(config, ViTConfig) and names[0] in ("ViTModel", "DeiTModel"):
         changes["add_pooling_layer"] = config.pooler
     model = getattr(transformers, names[0]).from_pretrained(
         folder, attn_implementation="sdpa", dtype=torch.float32, local_files_only=True, **changes
     )
-    table, trunk, own = TRANSFORMERS[kind]
+    _, table, trunk, own = TRANSFORMERS[kind]
     alone = not hasattr(model, own)
 
     def place(name: str) -> str:
@@ -218,14 +213,14 @@ def _transformers(source: Source, config: ViTConfig | SwinConfig, family: str | 
             return there if alone or there.startswith("classifier") else f"{own}.{there}"
         there = to_alias(name, table)
         if config.mlp == "swiglu" and name.endswith(".mlp.pre"):
-            raise UsageError("transformers keeps gate and value apart")
+            raise UsageError("transformers has gate and value in two modules")
         if there.startswith(trunk) and trunk:
             return there.removeprefix(trunk) if alone else f"{own}.{there.removeprefix(trunk)}"
         return there if hasattr(model, there.partition(".")[0]) else there.removeprefix("cls_")
 
     def forward(pixels_BCHW: Tensor) -> Any:
         if kind == "vit_mae":
-            # It shuffles even what it does not hide, by the order of this noise.
+            # It shuffles even what it does not mask, by the order of this noise.
             patches = config.layout_for((pixels_BCHW.shape[2], pixels_BCHW.shape[3])).patches
             encoder = model if alone else model.vit
             return encoder(pixel_values=pixels_BCHW, noise=torch.arange(patches).expand(len(pixels_BCHW), -1))
@@ -236,26 +231,26 @@ def _transformers(source: Source, config: ViTConfig | SwinConfig, family: str | 
         return model(pixel_values=pixels_BCHW)
 
     processor = _processor(source, folder)
-    return Peer(
+    return ReferenceModel(
         library="transformers",
         version=transformers.__version__,
         module=model,
         config=config,
         place=place,
         forward=lambda pixels: _fields(forward(pixels)),
-        prepare=processor and (lambda photo: processor(images=photo, return_tensors="pt")["pixel_values"]),
+        prepare=processor and (lambda image: processor(images=image, return_tensors="pt")["pixel_values"]),
     )
 
 
 class _fields:  # noqa: N801
-    """A dictionary's entries as attributes, whatever the library calls its answer."""
+    """The entries of a model's output as attributes, whatever class of the library it is."""
 
-    def __init__(self, answer: Any):
-        self.__dict__.update(answer.items())
+    def __init__(self, output: Any):
+        self.__dict__.update(output.items())
 
 
 def _processor(source: Source, folder: str) -> Any:
-    """transformers' image processor of Pillow for these files, or the only one there is; None where no file says."""
+    """transformers' image processor of Pillow for these files, or its only one; None where no file names one."""
     import transformers
 
     if source.preprocessor is None:
@@ -268,7 +263,7 @@ def _processor(source: Source, folder: str) -> Any:
     return kind and kind.from_pretrained(folder, local_files_only=True)
 
 
-def _timm(source: Source, config: ViTConfig | SwinConfig, family: str | None) -> Peer:
+def _timm(source: Source, config: ViTConfig | SwinConfig, family: str | None) -> ReferenceModel:
     import timm
 
     owner, _, model_name = (family or "").partition("/")
@@ -279,7 +274,7 @@ def _timm(source: Source, config: ViTConfig | SwinConfig, family: str | None) ->
         folder, architecture = source.shards[0].parent, source.config["architecture"]
         if read_json(folder / "config.json").get("architecture") == architecture:
             model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        else:  # a name that says another activation than the files it shares
+        else:  # a name with another activation than the files it shares
             file = str(source.shards[0])
             model = timm.create_model(architecture, num_classes=config.classes, checkpoint_path=file)
     else:
@@ -293,18 +288,18 @@ def _timm(source: Source, config: ViTConfig | SwinConfig, family: str | None) ->
             return swin_place(config, name, "timm")
         return "fc_norm" if name == "norm" and config.norm == "pooled" else to_alias(name, "timm")
 
-    return Peer(
+    return ReferenceModel(
         library="timm",
         version=timm.__version__,
         module=model,
         config=config,
         place=place,
         forward=model,
-        prepare=lambda photo: transform(photo)[None],
+        prepare=lambda image: transform(image)[None],
     )
 
 
-def _torchvision(source: Source, config: ViTConfig | SwinConfig, family: str | None) -> Peer:
+def _torchvision(source: Source, config: ViTConfig | SwinConfig, family: str | None) -> ReferenceModel:
     import torchvision
     from torchvision.models.swin_transformer import SwinTransformer
     from torchvision.models.vision_transformer import VisionTransformer
@@ -334,7 +329,7 @@ def _torchvision(source: Source, config: ViTConfig | SwinConfig, family: str | N
             resize_size=given["size"]["shortest_edge"],
             interpolation=InterpolationMode(RESAMPLES[given["resample"]]),
         )
-    return Peer(
+    return ReferenceModel(
         library="torchvision",
         version=torchvision.__version__,
         module=model,
@@ -343,5 +338,5 @@ def _torchvision(source: Source, config: ViTConfig | SwinConfig, family: str | N
             swin_place(config, name, "torchvision") if isinstance(config, SwinConfig) else to_alias(name, "torchvision")
         ),
         forward=model,
-        prepare=transform and (lambda photo: transform(photo)[None]),
+        prepare=transform and (lambda image: transform(image)[None]),
     )

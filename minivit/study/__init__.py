@@ -2,8 +2,16 @@
 
 from minivit.study.circuits.ablate import ablate, knockout, patched, scan
 from minivit.study.circuits.attribution import Attribution, attribute
-from minivit.study.circuits.heads import attention_distance, attention_entropy, attention_mass, head_statistics
-from minivit.study.circuits.lens import divergence, lens
+from minivit.study.circuits.effects import AblationEffect, ScanEffect, ablation_effect, scan_effect
+from minivit.study.circuits.heads import (
+    HeadSummary,
+    attention_distance,
+    attention_entropy,
+    attention_mass,
+    head_statistics,
+    summarise_heads,
+)
+from minivit.study.circuits.lens import LensReading, divergence, lens, lens_reading
 from minivit.study.exploration import Exploration, explore
 from minivit.study.maps.attention import (
     attention_map,
@@ -45,12 +53,17 @@ from minivit.study.tracing import Trace, trace
 __all__ = [
     "ALIASES",
     "MAPS",
+    "AblationEffect",
     "Attribution",
     "Curves",
     "Exploration",
+    "HeadSummary",
+    "LensReading",
+    "ScanEffect",
     "Trace",
     "WindowProbs",
     "ablate",
+    "ablation_effect",
     "agreement",
     "attention_distance",
     "attention_entropy",
@@ -71,6 +84,7 @@ __all__ = [
     "knockout",
     "legrad",
     "lens",
+    "lens_reading",
     "method_map",
     "norms",
     "patch_filters",
@@ -90,9 +104,11 @@ __all__ = [
     "rollout",
     "rollout_matrix",
     "scan",
+    "scan_effect",
     "similarity",
     "spearman",
     "step_names",
+    "summarise_heads",
     "survives",
     "to_alias",
     "trace",

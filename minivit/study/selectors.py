@@ -1,8 +1,9 @@
-"""What a trace keeps: patterns such as `blocks.*.attn.probs[cls]`."""
+"""Which tensors a trace keeps: patterns such as `blocks.*.attn.probs[cls]`."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -19,40 +20,40 @@ GRAMMAR = (
 )
 
 
-class Pick(NamedTuple):
-    """A selector, read but not yet placed in a layout; None means all."""
+class Selector(NamedTuple):
+    """The tokens and heads of a selector; None means all."""
 
     tokens: tuple[str | int | tuple[int, int], ...] | None = None
     heads: tuple[int, ...] | None = None
 
     def rows(self, layout: TokenLayout) -> list[int] | None:
-        """The places of the tokens in the sequence.
+        """Return the positions of the tokens in the sequence.
 
         Raises:
-            UsageError: a token this layout has not.
+            UsageError: a token that this layout does not have.
         """
         if self.tokens is None:
             return None
         return [row for token in self.tokens for row in token_rows(layout, token)]
 
 
-class Wanted(NamedTuple):
-    """One tensor to keep."""
+class Selected(NamedTuple):
+    """One tensor that a pattern selects."""
 
-    key: str  # the name, with the selector as it was written
+    key: str  # the name with its selector
     step: Step
     block: int | None
-    pick: Pick
+    selector: Selector
 
 
 def token_rows(layout: TokenLayout, token: str | int | tuple[int, int]) -> list[int]:
-    """The places of a token, or of a kind of tokens, in the sequence.
+    """Return the positions of a token, or of a kind of tokens, in the sequence.
 
     Args:
-        token: "cls", "dist", "registers", "patches", the place itself, or (row, column) of a patch.
+        token: "cls", "dist", "registers", "patches", the position itself, or (row, column) of a patch.
 
     Raises:
-        UsageError: a token this layout has not, with what it has.
+        UsageError: a token that this layout does not have; the message lists what it has.
     """
     kinds = {
         "cls": range(layout.cls),
@@ -74,46 +75,46 @@ def token_rows(layout: TokenLayout, token: str | int | tuple[int, int]) -> list[
     return places
 
 
-def read_keep(keep: str | list[str] | tuple[str, ...], model: ViT) -> list[Wanted]:
-    """The tensors that patterns ask for, in the order of the forward, each once.
+def read_keep(keep: str | list[str] | tuple[str, ...], model: ViT) -> list[Selected]:
+    """Return the tensors that patterns select, in the order of the forward pass, each once.
 
     Args:
         keep: one pattern or several; `*` and `?` as in a shell (`*` also crosses dots), and at the
             end perhaps a selector in brackets (GRAMMAR).
 
     Raises:
-        UsageError: a pattern that matches nothing, or a selector its tensors cannot honour.
+        UsageError: a pattern that matches nothing, or a selector that its tensors do not have.
     """
     names = step_names(model)
-    wanted: dict[str, Wanted] = {}
+    selected: dict[str, Selected] = {}
     for pattern in [keep] if isinstance(keep, str) else keep:
-        glob, pick, text = read_pattern(pattern)
+        glob, selector, text = read_pattern(pattern)
         matched = [name for name in names if fnmatchcase(name, glob)]
         if not matched:
             raise UsageError(f"keep {pattern!r} matches no step; for example {', '.join(names[:3])}, ... {names[-1]}")
         for name in matched:
             step, i = step_of(name)
             if name == "norm" and model.config.norm == "pooled":
-                step = step._replace(axes="BD")  # the final norm of this model reads what is pooled
-            if pick.tokens and not set("NP") & set(step.axes):
+                step = step._replace(axes="BD")  # the final norm of this model follows the pooling
+            if selector.tokens and not set("NP") & set(step.axes):
                 raise UsageError(f"keep {pattern!r}: {name} has no axis of tokens")
-            if pick.heads and "A" not in step.axes:
+            if selector.heads and "A" not in step.axes:
                 raise UsageError(f"keep {pattern!r}: {name} has no axis of heads")
-            if pick.heads and max(pick.heads) >= model.config.heads:
+            if selector.heads and max(selector.heads) >= model.config.heads:
                 raise UsageError(f"keep {pattern!r}: there are heads 0 to {model.config.heads - 1}")
-            wanted[name + text] = Wanted(name + text, step, int(i) if i else None, pick)
+            selected[name + text] = Selected(name + text, step, int(i) if i else None, selector)
     order = {name: place for place, name in enumerate(names)}
-    return sorted(wanted.values(), key=lambda item: order[item.key.partition("[")[0]])
+    return sorted(selected.values(), key=lambda item: order[item.key.partition("[")[0]])
 
 
-def read_pattern(pattern: str) -> tuple[str, Pick, str]:
-    """A pattern as its glob, its selector, and the selector in its one normal spelling."""
+def read_pattern(pattern: str) -> tuple[str, Selector, str]:
+    """Return a pattern as its glob, its selector, and the selector in its normal spelling."""
     found = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]*)\])?", pattern.strip())
     if not found:
         raise UsageError(f"keep {pattern!r} is not a name with perhaps one selector at its end; {GRAMMAR}")
     glob, inside = found.groups()
     if inside is None:
-        return glob, Pick(), ""
+        return glob, Selector(), ""
     tokens: list[str | int | tuple[int, int]] = []
     heads: list[int] = []
     for part in inside.replace(" ", "").split(";"):
@@ -128,10 +129,15 @@ def read_pattern(pattern: str) -> tuple[str, Pick, str]:
                 tokens.append(text)
             else:
                 tokens.append(_number(text, pattern))
-    pick = Pick(tuple(tokens) or None, tuple(heads) or None)
-    parts = [",".join(str(token).replace(" ", "") for token in tokens)] if tokens else []
+    selector = Selector(tuple(tokens) or None, tuple(heads) or None)
+    parts = [spell_tokens(tokens)] if tokens else []
     parts += ["heads=" + ",".join(str(head) for head in heads)] if heads else []
-    return glob, pick, f"[{'; '.join(parts)}]"
+    return glob, selector, f"[{'; '.join(parts)}]"
+
+
+def spell_tokens(tokens: Iterable[str | int | tuple[int, int]]) -> str:
+    """Return tokens in the spelling of a selector: "cls,5,(3,7)"."""
+    return ",".join(str(token).replace(" ", "") for token in tokens)
 
 
 def _number(text: str, pattern: str) -> int:
@@ -141,7 +147,7 @@ def _number(text: str, pattern: str) -> int:
 
 
 def read_limit(limit: str | int | None) -> int | None:
-    """A number of bytes: 512M is 512 * 10^6; None is no limit.
+    """Return a number of bytes: 512M is 512 * 10^6; None is no limit.
 
     Raises:
         UsageError: not a number with K, M, G or nothing behind it.

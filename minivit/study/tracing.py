@@ -1,4 +1,4 @@
-"""Every tensor of a forward by name, without changing what runs."""
+"""Every tensor of a forward pass by name, without changing what runs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from minivit.model.block import Block
 from minivit.model.capabilities import require_vit
 from minivit.model.config import TokenLayout
 from minivit.model.vit import ViT
-from minivit.study.selectors import Wanted, read_keep, read_limit
-from minivit.weights.tensorfile import save_file
+from minivit.study.selectors import Selected, read_keep, read_limit
+from minivit.weights.shards import save_file
 
 Keep = str | list[str] | tuple[str, ...]
 
 
 class Trace(Mapping[str, Tensor]):
-    """What a forward passed through, by name: `t["blocks.3.attn.probs[cls]"]`.
+    """The tensors of a forward pass by name: `t["blocks.3.attn.probs[cls]"]`.
 
     A name without its selector is understood when it was kept with one selector only. `print(t)`
     shows a table.
 
     Attributes:
-        layout: how the tokens lie, for the size of the pictures that were traced.
+        layout: the token layout, for the size of the images that were traced.
         attention: every block's probs_BANM as a sequence; see LayerProbs.
     """
 
@@ -42,7 +42,7 @@ class Trace(Mapping[str, Tensor]):
     @property
     def layout(self) -> TokenLayout:
         if self.grid_layout is None:
-            raise UsageError("the trace is empty: no forward has run in it yet")
+            raise UsageError("the trace is empty: no forward pass has run in it yet")
         return self.grid_layout
 
     @property
@@ -94,13 +94,13 @@ class Trace(Mapping[str, Tensor]):
         about = {
             "layout": {"cls": layout.cls, "dist": layout.dist, "registers": layout.registers, "grid": layout.grid},
             "scales": self.scales,
-            "names": list(self),  # in the order of the forward, which safetensors does not keep
+            "names": list(self),  # in the order of the forward pass, which safetensors does not keep
         }
         save_file(self.tensors, path, metadata={"minivit.trace": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
-        """A trace written by `save`, on the CPU.
+        """Return a trace written by `save`, on the CPU.
 
         Raises:
             UsageError: no such file, or not a trace.
@@ -120,7 +120,7 @@ class Trace(Mapping[str, Tensor]):
 
 
 class LayerProbs(Sequence[Tensor]):
-    """probs_BANM of every block, made when it is asked for.
+    """probs_BANM of every block, computed on access.
 
     Taken from `blocks.{i}.attn.probs` where it was kept whole, else computed from `blocks.{i}.q` and
     `blocks.{i}.k`, which take much less memory: 2 B N D numbers instead of B A N N.
@@ -172,23 +172,23 @@ def trace(
     grad: bool = False,
     resample: bool = False,
 ) -> Trace | AbstractContextManager[Trace]:
-    """Keep named tensors of a forward: `t = trace(model, pixels, keep=...)`, or `with trace(model, keep=...) as t`.
+    """Return named tensors of a forward pass: `trace(model, pixels, keep=...)`, or `with trace(model, keep=...) as t`.
 
-    Nothing of the model is replaced but its `attend`, and that by a listener that calls it: the
-    output is the same to the last bit under any kernel, and all hooks are gone afterwards, on an
-    error too. Attention scores and probabilities are computed beside the kernel from the q and k it
-    received (after a rotation, where the model has one), for the selected heads and query rows only.
+    Only the model's `attend` is replaced, by a function that records and calls it: the output is the same to the last
+    bit under any kernel, and all hooks are removed afterwards, on an error too. Attention scores and probabilities are
+    computed beside the kernel from the q and k it received (after a rotation, where the model has one), for the
+    selected heads and query rows only.
 
     Args:
         pixels_BCHW: run the model on them, without gradients unless `grad`. Without pixels the result
-            is a context manager, and every forward inside it replaces what the one before left.
+            is a context manager, and every forward pass inside it replaces the tensors of the one before.
         keep: names or patterns with `*`, each perhaps with a selector: "blocks.*.attn.probs[cls]".
         limit: bytes the kept tensors may take together, "512M" being 512 * 10^6; None for no limit.
         grad: keep the tensors inside the autograd graph; else they are detached and their own memory.
         resample: passed on to the model, with pixels only.
 
     Raises:
-        UsageError: a pattern that fits nothing, or more bytes than `limit`, before anything is computed.
+        UsageError: a pattern that matches nothing, or more bytes than `limit`, before anything is computed.
     """
     require_vit(model, "trace")
     recording = _recording(model, read_keep(keep, model), read_limit(limit), grad)
@@ -202,16 +202,16 @@ def trace(
 
 
 @contextmanager
-def _recording(model: ViT, wanted: list[Wanted], limit: int | None, grad: bool) -> Iterator[Trace]:
+def _recording(model: ViT, selected: list[Selected], limit: int | None, grad: bool) -> Iterator[Trace]:
     result = Trace()
 
     def begin(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Before the first step of a forward: forget the last one, place the tokens, refuse what is too much."""
+        """Before the first step of a forward pass: clear the last one, find the layout, check the limit."""
         batch, _, height, width = args[0].shape
         result.tensors.clear()
         result.grid_layout = model.config.layout_for((height, width))
         result.scales = dict(enumerate(cast(Block, layer).attn.scale for layer in model.blocks))
-        numbers = sum(_numel(item, model, batch, result.layout) for item in wanted)
+        numbers = sum(_numel(item, model, batch, result.layout) for item in selected)
         bytes_needed = numbers * model.patch_embed.weight.itemsize
         if limit is not None and bytes_needed > limit:
             raise UsageError(
@@ -219,11 +219,11 @@ def _recording(model: ViT, wanted: list[Wanted], limit: int | None, grad: bool) 
                 "keep less, or raise the limit"
             )
 
-    def put(item: Wanted, x: Tensor) -> None:
+    def put(item: Selected, x: Tensor) -> None:
         result.tensors[item.key] = x if grad else _own(x.detach())
 
-    def hear(items: list[Wanted]) -> Callable[..., None]:
-        """A hook for one place: what goes in where it is called with two arguments, what comes out with three."""
+    def hook_for(items: list[Selected]) -> Callable[..., None]:
+        """A hook of one module: it records the input where it is called with two arguments, the output with three."""
 
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
             for item in items:
@@ -235,25 +235,25 @@ def _recording(model: ViT, wanted: list[Wanted], limit: int | None, grad: bool) 
 
         return hook
 
-    def hear_attend(block: int, items: list[Wanted]) -> Callable[[Attend], Attend]:
+    def recording_attend(block: int, items: list[Selected]) -> Callable[[Attend], Attend]:
         def wrap(own: Attend) -> Attend:
             def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
                 result.scales[block] = scale
                 with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
                     for item in items:
-                        put(item, _at_seam(item, q, k, v, scale, result.layout))
+                        put(item, _at_attend(item, q, k, v, scale, result.layout))
                 return own(q, k, v, scale=scale)
 
             return attend
 
         return wrap
 
-    places: dict[str, list[Wanted]] = {}
-    at_seam: dict[int, list[Wanted]] = {}
-    for item in wanted:
+    places: dict[str, list[Selected]] = {}
+    at_attend: dict[int, list[Selected]] = {}
+    for item in selected:
         if item.step.place is None:
             assert item.block is not None
-            at_seam.setdefault(item.block, []).append(item)
+            at_attend.setdefault(item.block, []).append(item)
         else:
             places.setdefault(item.step.place.replace("{i}", str(item.block)), []).append(item)
 
@@ -262,20 +262,20 @@ def _recording(model: ViT, wanted: list[Wanted], limit: int | None, grad: bool) 
         for place, items in places.items():
             module = model.get_submodule(place.removesuffix(".input"))
             if place.endswith(".input"):
-                handle = module.register_forward_pre_hook(hear(items))
+                handle = module.register_forward_pre_hook(hook_for(items))
             else:
-                handle = module.register_forward_hook(hear(items))
+                handle = module.register_forward_hook(hook_for(items))
             stack.callback(handle.remove)
-        for block, items in at_seam.items():
-            stack.enter_context(attend_swapped(cast(Block, model.blocks[block]).attn, hear_attend(block, items)))
+        for block, items in at_attend.items():
+            stack.enter_context(attend_swapped(cast(Block, model.blocks[block]).attn, recording_attend(block, items)))
         yield result
 
 
 @contextmanager
 def attend_swapped(attn: SelfAttention | AttentionPool, wrap: Callable[[Attend], Attend]) -> Iterator[None]:
-    """Let `wrap(attend)` stand for a module's `attend`; its own comes back at the end, on an error too.
+    """Replace a module's `attend` by `wrap(attend)` until the context ends, on an error too.
 
-    The stand-in is put into the instance's dictionary, where it hides an attend that is itself an
+    The replacement is put into the instance's dictionary, where it hides an attend that is itself an
     nn.Module (and so a registered child) without unregistering it.
     """
     attributes = attn.__dict__
@@ -288,21 +288,21 @@ def attend_swapped(attn: SelfAttention | AttentionPool, wrap: Callable[[Attend],
         attributes.update(before)
 
 
-def _at_seam(item: Wanted, q: Tensor, k: Tensor, v: Tensor, scale: float, layout: TokenLayout) -> Tensor:
-    """What one name of the attention stands for, given what the kernel receives."""
+def _at_attend(item: Selected, q: Tensor, k: Tensor, v: Tensor, scale: float, layout: TokenLayout) -> Tensor:
+    """The tensor of one name of the attention, computed from what the kernel receives."""
     name = item.step.name.removeprefix("blocks.{i}.")
     if name in ("q", "k", "v"):
         return _select({"q": q, "k": k, "v": v}[name], item, layout)
     q_BARK = _select(q, item, layout)
-    k_BAMK = k if item.pick.heads is None else k[:, list(item.pick.heads)]
+    k_BAMK = k if item.selector.heads is None else k[:, list(item.selector.heads)]
     if name == "attn.scores":
         return (q_BARK @ k_BAMK.transpose(-2, -1)) * scale
     return attention_probs(q_BARK, k_BAMK, scale=scale)
 
 
-def _select(x: Tensor, item: Wanted, layout: TokenLayout) -> Tensor:
+def _select(x: Tensor, item: Selected, layout: TokenLayout) -> Tensor:
     """The tokens and heads of a selector, of a tensor with the axes of its step."""
-    rows, heads, axes = item.pick.rows(layout), item.pick.heads, item.step.axes
+    rows, heads, axes = item.selector.rows(layout), item.selector.heads, item.step.axes
     if rows is not None and "P" in axes:
         rows = _patches_only(rows, item, layout)
     if rows is not None:
@@ -312,16 +312,16 @@ def _select(x: Tensor, item: Wanted, layout: TokenLayout) -> Tensor:
     return x
 
 
-def _patches_only(rows: list[int], item: Wanted, layout: TokenLayout) -> list[int]:
+def _patches_only(rows: list[int], item: Selected, layout: TokenLayout) -> list[int]:
     if min(rows) < layout.prefix:
         raise UsageError(f"keep {item.key!r}: holds the patches only, no prefix tokens")
     return [row - layout.prefix for row in rows]
 
 
-def _numel(item: Wanted, model: ViT, batch: int, layout: TokenLayout) -> int:
-    """How many numbers a kept tensor will have; known before anything runs."""
+def _numel(item: Selected, model: ViT, batch: int, layout: TokenLayout) -> int:
+    """The number of elements of a kept tensor, before anything runs."""
     config = model.config
-    rows = item.pick.rows(layout)
+    rows = item.selector.rows(layout)
     if rows is not None and "P" in item.step.axes:
         _patches_only(rows, item, layout)
     sides = {
@@ -329,7 +329,7 @@ def _numel(item: Wanted, model: ViT, batch: int, layout: TokenLayout) -> int:
         "N": layout.count if rows is None else len(rows),
         "P": layout.patches if rows is None else len(rows),
         "M": layout.count,
-        "A": config.heads if item.pick.heads is None else len(item.pick.heads),
+        "A": config.heads if item.selector.heads is None else len(item.selector.heads),
         "K": config.head_dim,
         "D": config.width,
         "L": config.classes,
@@ -345,12 +345,12 @@ def _numel(item: Wanted, model: ViT, batch: int, layout: TokenLayout) -> int:
 
 
 def _head_input(model: ViT) -> int:
-    """How many numbers of a picture the head reads; without a head, what the model returns."""
+    """The size of the head's input; without a head, of the model's output."""
     config = model.config
     return config.projection or config.width * (2 if config.pooling == "cls+mean" else 1)
 
 
 def _own(x: Tensor) -> Tensor:
-    """The tensor in memory of its own; one that is a view keeps the whole of what it views alive."""
+    """The tensor in its own memory; a view would keep the whole tensor behind it alive."""
     alone = x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes
     return x if alone else x.clone(memory_format=torch.contiguous_format)

@@ -1,80 +1,87 @@
-"""Line charts and confusion matrices as SVG text: a picture any browser opens, without a plotting library."""
+"""Charts with axes: curves of training, and confusion matrices."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from xml.sax.saxutils import escape
+from typing import TYPE_CHECKING
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe and Ito 2008: told apart by all eyes
-STYLE = "text{font:12px sans-serif;fill:#222}.h{font-weight:bold;font-size:14px}.a{stroke:#999}.g{stroke:#ddd}"
+from minivit.errors import ShapeError
+from minivit.viz.style import COLORS, COLUMN, chart_style, figure_of, new_axes
 
+if TYPE_CHECKING:
+    from minivit.viz.style import Axes, Figure
 
-def line_chart(title: str, x_label: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Named series of (x, y) points on common axes, y from 0, as one SVG document."""
-    width, height, left, top, right, bottom = 640, 360, 56, 36, 16, 44
-    points = [point for line in series.values() for point in line] or [(0.0, 0.0)]
-    x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    y_high = round_up(max(y for _, y in points))
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / ((x_high - x_low) or 1)
-        return left + across * (width - left - right), height - bottom - y / y_high * (height - top - bottom)
-
-    body = []
-    for i in range(5):
-        y = y_high * i / 4
-        (x0, y0), (x1, _) = place(x_low, y), place(x_high, y)
-        body.append(f'<line class="g" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y0:.1f}"/>')
-        body.append(f'<text x="{left - 6}" y="{y0 + 4:.1f}" text-anchor="end">{y:g}</text>')
-        x = x_low + (x_high - x_low) * i / 4
-        body.append(f'<text x="{place(x, 0)[0]:.1f}" y="{height - bottom + 16}" text-anchor="middle">{x:g}</text>')
-    body.append(f'<text x="{(left + width) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>')
-    for i, (name, line) in enumerate(series.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
-        body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        body.append(f'<text x="{left + 12 + 150 * i}" y="{top + 4}" style="fill:{colour}">{escape(name)}</text>')
-    return _document(width, height, title, body)
+MANY_CLASSES = 30  # from here on a confusion chart has no numbers in its cells
 
 
-def confusion_chart(title: str, classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
-    """Rows of true classes, columns of predicted ones, shaded by the share of the row, as one SVG document."""
-    longest = 7 * max((len(name) for name in classes), default=0)  # pixels of 12-pixel letters, rather more than less
-    cell, left, top = 44, max(110, longest + 16), max(128, longest + 40)
-    body = []
-    for i, (name, row) in enumerate(zip(classes, confusion, strict=True)):
-        y = top + cell * i
-        body.append(f'<text x="{left - 8}" y="{y + cell / 2 + 4}" text-anchor="end">{escape(name)}</text>')
-        column = left + cell * i + cell / 2
-        body.append(f'<text transform="translate({column + 4} {top - 8}) rotate(-60)">{escape(name)}</text>')
-        for j, count in enumerate(row):
-            share = count / (sum(row) or 1)
-            x = left + cell * j
-            body.append(
-                f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" fill="#0072b2" fill-opacity="{share:.3f}"/>'
-                f'<text x="{x + cell / 2}" y="{y + cell / 2 + 4}" text-anchor="middle"'
-                f' style="fill:{"#fff" if share > 0.5 else "#222"}">{count}</text>'
-            )
-    return _document(left + cell * len(classes) + 16, top + cell * len(classes) + 16, title, body)
+def line_chart(
+    title: str,
+    x_label: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    y_label: str = "",
+    log: str = "",
+    ax: Axes | None = None,
+) -> Figure:
+    """Return a chart of named series of (x, y) points on common axes.
+
+    Args:
+        x_label, y_label: what the axes show, with the unit.
+        log: axes with a logarithmic scale: "", "x", "y" or "xy". The y axis starts at 0 otherwise.
+        ax: draw there; None makes a figure as wide as a column of a paper.
+    """
+    with chart_style():
+        ax = ax or new_axes(size=(COLUMN, 2.3))[0]
+        for i, (name, points) in enumerate(series.items()):
+            x, y = zip(*points, strict=True) if points else ((), ())
+            ax.plot(x, y, color=COLORS[i % len(COLORS)], label=name, marker="o" if len(x) < 20 else None, markersize=3)
+        ax.set(title=title, xlabel=x_label, ylabel=y_label)
+        if "x" in log:
+            ax.set_xscale("log")
+        if "y" in log:
+            ax.set_yscale("log")
+        else:
+            ax.set_ylim(bottom=0)
+        if series:
+            ax.legend()
+    return figure_of(ax)
 
 
-def round_up(value: float) -> float:
-    """The next round number above a positive value, for the end of an axis."""
-    if value <= 0:
-        return 1.0
-    unit = 1.0
-    while unit > value:
-        unit /= 10
-    while unit * 10 <= value:
-        unit *= 10
-    return next(unit * step for step in (1, 1.5, 2, 3, 4, 5, 8, 10) if unit * step >= value)
+def confusion_chart(
+    title: str, classes: Sequence[str], confusion: Sequence[Sequence[int]], *, ax: Axes | None = None
+) -> Figure:
+    """Return a confusion matrix: rows are true classes, columns predicted ones, shaded by the fraction of the row.
 
+    Cells show the number of images, for fewer than 30 classes.
 
-def _document(width: float, height: float, title: str, body: Sequence[str]) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-        f' role="img"><title>{escape(title)}</title><style>{STYLE}</style>'
-        f'<rect width="{width}" height="{height}" fill="#fff"/><text class="h" x="16" y="20">{escape(title)}</text>'
-        + "\n".join(body)
-        + "</svg>\n"
-    )
+    Args:
+        ax: draw there; None makes a figure that grows with the number of classes.
+
+    Raises:
+        ShapeError: not a row and a column for each class.
+    """
+    count = len(classes)
+    if len(confusion) != count or any(len(row) != count for row in confusion):
+        raise ShapeError(f"a confusion matrix of {count} classes needs {count} rows of {count} numbers")
+    fractions = [[value / (sum(row) or 1) for value in row] for row in confusion]
+    few = count < MANY_CLASSES
+    with chart_style():
+        side = min(max(COLUMN, 1.7 + 0.36 * count + 0.05 * max(map(len, classes), default=0)), 14)
+        ax = ax or new_axes(size=(side + 0.5, side))[0]
+        mesh = ax.pcolormesh(fractions, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=0.5 if few else 0)
+        ax.set(title=title, xlabel="predicted class", ylabel="true class", aspect="equal")
+        ax.invert_yaxis()
+        size = 7 if few else max(1.5, 7 * MANY_CLASSES / count)
+        places = [i + 0.5 for i in range(count)]
+        ax.set_xticks(places, classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+        ax.set_yticks(places, classes, fontsize=size)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        ax.grid(visible=False)
+        for i, row in enumerate(confusion if few else ()):
+            for j, value in enumerate(row):
+                color = "white" if fractions[i][j] > 0.55 else "#222222"
+                ax.text(j + 0.5, i + 0.5, f"{value}", ha="center", va="center", fontsize=7, color=color)
+        figure = figure_of(ax)
+        figure.colorbar(mesh, ax=ax, shrink=0.7, label="fraction of the true class")
+    return figure

@@ -1,17 +1,22 @@
-"""Deletion and insertion curves as a sheet of small charts, a tile for every method."""
+"""Deletion and insertion curves of saliency maps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
+from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from minivit.errors import ShapeError
-from minivit.viz.maps import INK, PAPER, fit
+from minivit.viz.style import COLORS, GREY, PAGE, chart_style, figure_of, new_axes
 
-DELETION, INSERTION, GREY, FAINT = (0, 114, 178), (213, 94, 0), (150, 150, 150), (225, 225, 225)
+if TYPE_CHECKING:
+    from minivit.viz.style import Axes, Figure
+
+DELETION, INSERTION = COLORS[:2]
 
 
 def curve_sheet(
@@ -24,72 +29,86 @@ def curve_sheet(
     pictures: Sequence[Image.Image] = (),
     title: str = "",
     columns: int = 5,
-) -> Image.Image:
-    """A tile for every method: its picture where there are any, its two curves, and the area under each in words.
+    y_label: str = "score of the class",
+    ax: Sequence[Axes] | None = None,
+) -> Figure:
+    """Return a panel for every method: its deletion and insertion curve, and the area under each (AUC).
 
     Args:
         names: of the M methods.
-        shares_S: the common horizontal axis, from 0 to 1; all curves share the vertical one, from 0 to their greatest.
-        random: deletion and insertion of random maps, (S,) each, drawn grey behind every tile's curves.
-        pictures: one for each method, or none.
-        columns: tiles beside each other.
+        shares_S: fraction of patches removed or inserted at each of S steps, 0 to 1: the common horizontal axis.
+        deletion_MS, insertion_MS: a curve for each method; all panels share the vertical axis.
+        random: deletion and insertion curve of random maps, (S,) each, drawn grey in every panel.
+        pictures: an image for each method, shown above its curves; or none.
+        columns: panels in a row, at most.
+        y_label: what the vertical axis shows, with the unit.
+        ax: M axes to draw the curves in, without the images; None makes a figure.
 
     Raises:
-        ShapeError: not a curve, or not a picture, for every name.
+        ShapeError: not one curve, one image (where there are any) and one of `ax` for each name.
     """
-    if (
-        deletion_MS.shape != insertion_MS.shape
-        or len(deletion_MS) != len(names)
-        or len(pictures) not in (0, len(names))
-    ):
+    count = len(names)
+    if not deletion_MS.shape == insertion_MS.shape == (count, len(shares_S)) or len(pictures) not in (0, count):
         raise ShapeError(
-            f"{len(names)} names, curves {tuple(deletion_MS.shape)} and {tuple(insertion_MS.shape)}, "
-            f"{len(pictures)} pictures; expected one of each for every name"
+            f"{count} names, curves {tuple(deletion_MS.shape)} and {tuple(insertion_MS.shape)} of {len(shares_S)} "
+            f"steps, {len(pictures)} images; expected one of each for every name"
         )
-    columns = min(columns, len(names))
-    wide, high, gap, size = 210, 120, 12, 13
-    font = ImageFont.load_default(size)
-    top = max(float(torch.cat([deletion_MS, insertion_MS, *(line[None] for line in random)]).max()), 1e-6)
-    photo_high = round(wide * pictures[0].height / pictures[0].width) if pictures else 0
-    tile = 2 * size + photo_high + high + 4 * size
+    if ax is not None and len(ax) != count:
+        raise ShapeError(f"{len(ax)} axes for {count} methods")
+    top = max(float(torch.cat([deletion_MS, insertion_MS, torch.stack(random)]).max()), 1e-6)
+    with chart_style():
+        columns = -(-count // -(-count // columns))  # rows of about the same length
+        panels = list(ax or _panels(names, columns, pictures, title))
+        for i, (panel, name) in enumerate(zip(panels, names, strict=True)):
+            lines = [
+                panel.plot(
+                    shares_S.tolist(), line_S.tolist(), color=color, label=label, linewidth=1 if color == GREY else 1.4
+                )[0]
+                for line_S, color, label in (
+                    (random[0], GREY, "random maps"),
+                    (random[1], GREY, None),
+                    (deletion_MS[i], DELETION, "deletion (lower is better)"),
+                    (insertion_MS[i], INSERTION, "insertion (higher is better)"),
+                )
+            ]
+            panel.set(xlim=(0, 1), ylim=(min(0, float(panel.dataLim.y0)), 1.05 * top), xticks=(0, 0.5, 1))
+            panel.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
+            if ax is not None or not pictures:
+                panel.set_title(name, pad=14)
+            areas = [float(torch.trapezoid(line_S, shares_S)) for line_S in (deletion_MS[i], insertion_MS[i])]
+            for x, area, color, align in zip((0, 1), areas, (DELETION, INSERTION), ("left", "right"), strict=True):
+                panel.text(x, 1.03, f"AUC {area:.3f}", color=color, ha=align, fontsize=7, transform=panel.transAxes)
+            panel.set_xlabel("fraction of patches")
+            if i % columns == 0 or ax is not None:
+                panel.set_ylabel("\n".join(wrap(y_label, 24)))
+        figure = figure_of(panels[0])
+        if ax is None:
+            figure.legend(handles=[lines[i] for i in (2, 3, 0)], loc="outside lower center", ncols=3)
+    return figure
+
+
+def _panels(names: Sequence[str], columns: int, pictures: Sequence[Image.Image], title: str) -> list[Axes]:
+    """Return axes for the curves of every name in a new figure, each below its image where there are images."""
     rows = -(-len(names) // columns)
-    result = Image.new("RGB", (max(columns * (wide + gap) + gap, 860), 5 * size + rows * (tile + gap)), PAPER)
-    draw = ImageDraw.Draw(result)
-    draw.text((gap, size // 2), fit(title, font, result.width - 2 * gap), INK, font)
-    x = float(gap)
-    for words, colour in (("deletion, lower is better", DELETION), ("insertion, higher is better", INSERTION),
-                          ("the same for random maps", GREY)):  # fmt: skip
-        draw.line((x, 3 * size, x + 20, 3 * size), colour, 2)
-        draw.text((x + 26, 2.4 * size), words, INK, font)
-        x += 26 + font.getlength(words) + 2 * gap
-    draw.text((x, 2.4 * size), f"across: share of the patches; up: 0 to {top:.3g}", INK, font)
-    for i, name in enumerate(names):
-        left = gap + (i % columns) * (wide + gap)
-        y = 5 * size + (i // columns) * (tile + gap)
-        draw.text((left, y), fit(name, font, wide), INK, font)
-        y += 2 * size
-        if pictures:
-            result.paste(pictures[i].resize((wide, photo_high), Image.Resampling.LANCZOS), (left, y))
-            y += photo_high + size // 2
-        lines = [(random[0], GREY), (random[1], GREY), (deletion_MS[i], DELETION), (insertion_MS[i], INSERTION)]
-        result.paste(_chart(shares_S, lines, top, (wide, high)), (left, y))
-        areas = [float(torch.trapezoid(line, shares_S)) for line in (deletion_MS[i], insertion_MS[i])]
-        draw.text((left, y + high + 2), f"deletion {areas[0]:.3f}", DELETION, font)
-        right = f"insertion {areas[1]:.3f}"
-        draw.text((left + wide - font.getlength(right), y + high + 2), right, INSERTION, font)
-    return result
-
-
-def _chart(
-    shares_S: Tensor, lines: Sequence[tuple[Tensor, tuple[int, int, int]]], top: float, size: tuple[int, int]
-) -> Image.Image:
-    """Curves on axes from 0 to 1 and 0 to `top`, drawn four times as large and reduced, which smooths them."""
-    wide, high = (4 * side for side in size)
-    chart = Image.new("RGB", (wide, high), PAPER)
-    draw = ImageDraw.Draw(chart)
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        draw.line((0, share * (high - 4), wide, share * (high - 4)), FAINT, 4)
-    for line, colour in lines:
-        values = ((1 - line / top) * (high - 8) + 2).tolist()
-        draw.line(list(zip((shares_S * (wide - 1)).tolist(), values, strict=True)), colour, 8, joint="curve")
-    return chart.resize(size, Image.Resampling.LANCZOS)
+    wide, high = PAGE / columns, 1.2
+    heights = [high] * rows
+    if pictures:
+        heights = [(wide - 0.15) * pictures[0].height / pictures[0].width, high] * rows
+    panels = new_axes(len(heights), columns, size=(PAGE, sum(heights) + 0.35 * len(heights) + 0.9), heights=heights)
+    figure = figure_of(panels[0])
+    figure.suptitle("\n".join(wrap(title, 95)), x=0.01, ha="left")
+    found = []
+    for i, panel in enumerate(panels):
+        row, column = divmod(i, columns)
+        of_image = bool(pictures) and row % 2 == 0
+        method = (row // 2 if pictures else row) * columns + column
+        if method >= len(names):
+            panel.remove()
+        elif of_image:
+            panel.imshow(pictures[method], interpolation="antialiased")
+            panel.set_title(names[method])
+            panel.set_axis_off()
+        else:
+            panel.tick_params(labelleft=column == 0)
+            found.append(panel)
+    return found

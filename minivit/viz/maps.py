@@ -1,98 +1,135 @@
-"""Maps as pictures: over the photo, or many on one sheet."""
+"""Maps as images: over the image they belong to, or many on one sheet."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from minivit.errors import ShapeError, UsageError
-from minivit.viz.colormaps import colourise, components_to_rgb, ramp, to_unit
+from minivit.viz.colormaps import colormap, components_to_rgb, rgb, to_unit
+from minivit.viz.layout import INK, PAPER, draw_bar, draw_frame, draw_lines, image_from_rgb, wrap
+from minivit.viz.style import COLORS
 
 Box = tuple[float, float, float, float]
 
-INK, PAPER = (34, 34, 34), (255, 255, 255)
+OTHER = (150, 150, 150)  # grey of labels without a colour of their own
+MIN_WIDTH = 1000  # pixels: smaller images are enlarged, so that title and patches can be read
+SHEET_WIDTH = 2000  # pixels: a sheet is at least as wide
 
 
 def overlay(
-    photo: Image.Image,
+    image: Image.Image,
     values_hw: Tensor,
     *,
     box: Box | None = None,
-    colours: str = "blue-red",
+    cmap: str = "turbo",
     bounds: tuple[float, float] | None = None,
     opacity: float = 0.5,
     smooth: bool = False,
+    query: tuple[int, int] | None = None,
     title: str = "",
+    width: int | None = None,
+    colours: str | None = None,
 ) -> Image.Image:
-    """A map over its photo, with a colour bar that says what the colours are worth.
+    """Return the image with a map over it, a title and a colour bar below.
 
-    Normalisation: the map's own least value takes the first colour, its greatest the last; both numbers stand
-    at the bar. Three maps (h, w, 3) become red, green and blue, each from its own least to most, without a bar.
+    The map's own min has the first colour, its max the last. Three maps (h, w, 3) become red, green and blue,
+    each from its own min to its own max, without a bar.
 
     Args:
-        photo: upright RGB, as `minivit.preprocess.open_image` returns it; the result has its size and a strip below.
+        image: upright RGB, as `minivit.open_image` returns it.
         values_hw: one number for each patch, (h, w), or three, (h, w, 3).
-        box: where in the photo the patches lie (left, upper, right, lower), as `preprocess.seen_box` tells; None is
-            the whole photo.
-        colours: "blue-red", much in red, "cubehelix", much in white, or another of `colours.RAMPS`.
-        bounds: the numbers of the first and last colour instead, -m and m for numbers around 0.
-        opacity: share of the map in each pixel, 0 to 1.
-        smooth: interpolate between patches; otherwise every patch shows as the block it is.
-        title: for the strip, one line or several.
+        box: where in the image the patches lie (left, upper, right, lower), as `images.preprocess.seen_box`
+            returns it; None is the whole image.
+        cmap: one of `viz.COLORMAPS`.
+        bounds: values of the first and last colour instead: (-m, m) for values around 0.
+        opacity: of the map over the image, 0 to 1.
+        smooth: interpolate between patches (bicubic); otherwise each patch is one block.
+        query: row and column of the patch the map belongs to; it gets a frame.
+        title: one line or several; long lines are wrapped.
+        width: of the result in pixels; None is the image's own, enlarged to 1,000 (or a height of 4,000).
+        colours: former name of cmap.
 
     Raises:
-        ShapeError: not a map; UsageError: no such colours, or an opacity outside 0 to 1.
+        ShapeError: not a map; UsageError: unknown colormap, or an opacity outside 0 to 1.
     """
     if not 0 <= opacity <= 1:
-        raise UsageError(f"opacity is {opacity}; it is a share, from 0 to 1")
-    painted = paint(photo, values_hw, box=box, colours=colours, bounds=bounds, opacity=opacity, smooth=smooth)
-    size = max(11, round(photo.width / 42))
-    lines = title.split("\n")
-    height = round(size * (1.3 * len(lines) + (3.1 if values_hw.ndim == 2 else 0.5)))
-    sheet = Image.new("RGB", (photo.width, photo.height + height), PAPER)
+        raise UsageError(f"opacity is {opacity}; it must be from 0 to 1")
+    cmap = colours or cmap
+    enlarged = min(MIN_WIDTH / image.width, 4 * MIN_WIDTH / image.height)  # a long narrow image stays a small file
+    factor = width / image.width if width else max(1.0, enlarged)
+    large = image.convert("RGB")
+    if factor != 1:
+        large = large.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
+        box = box and (box[0] * factor, box[1] * factor, box[2] * factor, box[3] * factor)
+    painted = paint(large, values_hw, box=box, cmap=cmap, bounds=bounds, opacity=opacity, smooth=smooth, query=query)
+    size = max(11, round(painted.width / 42))
+    font, margin = ImageFont.load_default(size), size // 2
+    lines = wrap(title, font, painted.width - 2 * margin)
+    text_height = round(1.35 * size * len(lines))
+    bar_height = round(2.8 * size) if values_hw.ndim == 2 else 0
+    sheet = Image.new("RGB", (painted.width, painted.height + text_height + bar_height + size), PAPER)
     sheet.paste(painted)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size)
-    margin, y = size // 2, photo.height + size // 4
-    for i, line in enumerate(lines):
-        draw.text((margin, y + round(1.3 * size * i)), fit(line, font, photo.width - 2 * margin), INK, font)
+    draw = ImageDraw.Draw(sheet)
+    y = painted.height + size // 3
+    draw_lines(draw, (margin, y), lines, font)
     if values_hw.ndim == 2:
         _, low, high = to_unit(values_hw, *(bounds or ()))
-        top = y + round(size * (1.3 * len(lines) + 0.2))
-        draw_bar(sheet, (margin, top, photo.width - margin, top + size), colours, low, high, font)
+        top = y + text_height + size // 4
+        draw_bar(sheet, (margin, top, painted.width - margin, top + size), cmap, low, high, font)
     return sheet
 
 
 def paint(
-    photo: Image.Image,
+    image: Image.Image,
     values_hw: Tensor,
     *,
     box: Box | None = None,
-    colours: str = "blue-red",
+    cmap: str = "turbo",
     bounds: tuple[float, float] | None = None,
     opacity: float = 0.5,
     smooth: bool = False,
+    query: tuple[int, int] | None = None,
+    colours: str | None = None,
 ) -> Image.Image:
-    """The photo with the map blended over it, and nothing else; as `overlay`."""
+    """Return the image, in its own size, with the map blended over it; arguments as in `overlay`."""
     if values_hw.ndim not in (2, 3):
         raise ShapeError(f"a map is (h, w) or (h, w, 3), not {tuple(values_hw.shape)}")
-    left, upper, right, lower = (round(side) for side in box or (0, 0, photo.width, photo.height))
+    left, upper, right, lower = (round(side) for side in box or (0, 0, image.width, image.height))
     size = (max(1, right - left), max(1, lower - upper))
-    if values_hw.ndim == 3:
-        coloured = image_from_rgb(components_to_rgb(values_hw)).resize(size, _filter(smooth))
-    else:
-        unit, _, _ = to_unit(values_hw, *(bounds or ()))
-        # The numbers are interpolated, not their colours: between blue and red lies green, not violet.
-        levels = _grey(unit).resize(size, _filter(smooth))
-        coloured = levels.convert("P")
-        coloured.putpalette(bytes(ramp(colours).flatten().tolist()))
-        coloured = coloured.convert("RGB")
-    result = photo.convert("RGB")
+    colored = color_map(values_hw, size, cmap=colours or cmap, bounds=bounds, smooth=smooth)
+    result = image.convert("RGB")
     under = result.crop((left, upper, right, lower))
-    result.paste(Image.blend(under, coloured, opacity), (left, upper))
+    over = Image.blend(under, colored, opacity)
+    if query is not None:
+        draw_frame(over, query, values_hw.shape[:2])
+    result.paste(over, (left, upper))
     return result
+
+
+def color_map(
+    values_hw: Tensor,
+    size: tuple[int, int],
+    *,
+    cmap: str = "turbo",
+    bounds: tuple[float, float] | None = None,
+    smooth: bool = False,
+) -> Image.Image:
+    """Return a map (h, w) or (h, w, 3) as an image of this (width, height)."""
+    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    if values_hw.ndim == 3:
+        return image_from_rgb(components_to_rgb(values_hw)).resize(size, how)
+    unit, _, _ = to_unit(values_hw, *(bounds or ()))
+    h, w = unit.shape
+    levels = Image.frombytes("L", (w, h), bytes((unit * 255).round().to(torch.uint8).flatten().tolist()))
+    # Values are interpolated, not colours: between blue and red lies green, not violet.
+    indexed = levels.resize(size, how).convert("P")
+    indexed.putpalette(bytes(colormap(cmap).flatten().tolist()))
+    return indexed.convert("RGB")
 
 
 def sheet(
@@ -100,21 +137,26 @@ def sheet(
     row_names: Sequence[str],
     column_names: Sequence[str],
     *,
-    colours: str = "blue-red",
+    cmap: str = "turbo",
     scale: str = "each",
-    tile: int = 96,
+    tile: int | None = None,
+    smooth: bool = False,
+    query: tuple[int, int] | None = None,
     title: str = "",
+    colours: str | None = None,
 ) -> Image.Image:
-    """Many maps on one sheet with a colour bar: (rows, columns, h, w), for example layers x heads.
+    """Return many maps on one sheet with a colour bar: (rows, columns, h, w), for example layers x heads.
 
     Args:
-        scale: "each" map from its own least to its own most, which compares places and not strengths, or
-            "shared", all by the least and most of the whole sheet.
-        tile: the longer side of a map in pixels; patches keep their shape and whole pixels.
+        scale: "each" map from its own min to its own max, which compares places and not strengths, or
+            "shared": all from the min to the max of the whole sheet.
+        tile: the longer side of a map in pixels; patches are whole pixels. None makes the sheet 2,000 wide or more.
+        smooth, query, title, cmap: as in `overlay`.
+        colours: former name of cmap.
 
     Raises:
         ShapeError: not four axes, or not a name for each row and column.
-        UsageError: no such scale or colours.
+        UsageError: unknown scale or colormap.
     """
     if maps.ndim != 4 or maps.shape[:2] != (len(row_names), len(column_names)):
         raise ShapeError(
@@ -123,74 +165,102 @@ def sheet(
         )
     if scale not in ("each", "shared"):
         raise UsageError(f"scale is {scale!r}; it must be each or shared")
+    cmap = colours or cmap
     rows, columns, h, w = maps.shape
-    patch = max(1, tile // max(h, w))
-    gap, size = 4, 13
-    font = ImageFont.load_default(size)
-    names_width = max(round(font.getlength(name)) for name in row_names) + 3 * gap
-    head = (2 * size if title else 0) + 2 * size
-    across = names_width + columns * (w * patch + gap) + gap
-    result = Image.new("RGB", (max(across, 420), head + rows * (h * patch + gap) + 4 * size), PAPER)
+    if tile is None:
+        patch, size = -(-SHEET_WIDTH // (columns * max(h, w))), 36
+    else:
+        patch, size = max(1, tile // max(h, w)), max(13, tile // 8)
+    font, gap = ImageFont.load_default(size), size // 3
+    tall = h * patch
+    names_width = max(math.ceil(font.getlength(name)) for name in row_names) + 2 * gap
+    heads = [wrap(name, font, w * patch) for name in column_names]
+    wide = max([w * patch, *(math.ceil(font.getlength(line)) for lines in heads for line in lines)])
+    width = max(names_width + columns * (wide + gap) + gap, 24 * size)
+    lines = wrap(title, font, width - 2 * gap)
+    top = gap + round(1.35 * size * len(lines)) + gap
+    head = top + round(1.35 * size * max(map(len, heads)))
+    result = Image.new("RGB", (width, head + rows * (tall + gap) + 4 * size), PAPER)
     draw = ImageDraw.Draw(result)
-    draw.text((gap, size // 2), fit(title, font, result.width - 2 * gap), INK, font)
+    draw_lines(draw, (gap, gap), lines, font)
+    for c, lines in enumerate(heads):
+        draw_lines(draw, (names_width + c * (wide + gap), top), lines, font, center=wide)
     low, high = (None, None) if scale == "each" else (float(maps.min()), float(maps.max()))
-    for c, name in enumerate(column_names):
-        x = names_width + c * (w * patch + gap)
-        text = fit(name, font, w * patch)
-        draw.text((x + (w * patch - font.getlength(text)) / 2, head - size - gap), text, INK, font)
+    bounds = None if low is None or high is None else (low, high)
     for r, name in enumerate(row_names):
-        y = head + r * (h * patch + gap)
-        draw.text((names_width - font.getlength(name) - gap, y + h * patch / 2 - size / 2), name, INK, font)
+        y = head + r * (tall + gap)
+        draw.text((names_width - font.getlength(name) - gap, y + tall / 2 - 0.6 * size), name, INK, font)
         for c in range(columns):
-            colour = image_from_rgb(colourise(to_unit(maps[r, c], low, high)[0], colours))
-            place = (names_width + c * (w * patch + gap), y)
-            result.paste(colour.resize((w * patch, h * patch), Image.Resampling.NEAREST), place)
-    bar = (names_width, result.height - 3 * size, max(across, 420) - gap, result.height - 2 * size)
-    draw_bar(result, bar, colours, low, high, font)
+            colored = color_map(maps[r, c], (w * patch, tall), cmap=cmap, bounds=bounds, smooth=smooth)
+            if query is not None:
+                draw_frame(colored, query, (h, w))
+            result.paste(colored, (names_width + c * (wide + gap) + (wide - w * patch) // 2, y))
+    bar = (names_width, result.height - round(3.2 * size), width - size, result.height - round(2.2 * size))
+    draw_bar(result, bar, cmap, low, high, font)
     return result
 
 
-def draw_bar(
-    image: Image.Image,
-    box: tuple[int, int, int, int],
-    colours: str,
-    low: float | None,
-    high: float | None,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
-    """A colour bar with its least, middle and greatest number below it; without numbers, in words."""
-    left, top, right, bottom = box
-    width = max(2, right - left)
-    levels = colourise(torch.linspace(0, 1, width, dtype=torch.float64), colours)
-    image.paste(image_from_rgb(levels[None]).resize((width, bottom - top)), (left, top))
-    if low is None or high is None:
-        texts = ["least of each map", "", "most of each map"]
-    else:
-        texts = [f"{value:.4g}" for value in (low, (low + high) / 2, high)]
-    draw = ImageDraw.Draw(image)
-    for text, share in zip(texts, (0.0, 0.5, 1.0), strict=True):
-        draw.text((left + share * (width - font.getlength(text)), bottom + 2), text, INK, font)
+def label_maps(
+    photo: Image.Image,
+    labels_Thw: Tensor,
+    names: Sequence[str],
+    labels: Mapping[int, str],
+    *,
+    always: Sequence[int] = (),
+    opacity: float = 0.7,
+    tile: int = 390,
+    columns: int = 5,
+    title: str = "",
+) -> Image.Image:
+    """Return which label every patch has: a tile for each of T maps over the image, with a legend.
 
+    The ten labels of most patches, counted over all tiles, have a colour each. All others are grey.
 
-def image_from_rgb(rgb_hwc: Tensor) -> Image.Image:
-    """uint8 (h, w, 3) as a Pillow image."""
-    h, w = rgb_hwc.shape[:2]
-    return Image.frombytes("RGB", (w, h), bytes(rgb_hwc.flatten().tolist()))
+    Args:
+        photo: the image as the model sees it; it is resized to the grid of patches.
+        labels_Thw: index of the label of each patch.
+        names: of the tiles.
+        labels: names of the indices.
+        always: indices that have a colour however few patches have them.
+        tile: the longer side of a tile in pixels.
 
-
-def _grey(unit_hw: Tensor) -> Image.Image:
-    h, w = unit_hw.shape
-    return Image.frombytes("L", (w, h), bytes((unit_hw * 255).round().to(torch.uint8).flatten().tolist()))
-
-
-def _filter(smooth: bool) -> Image.Resampling:
-    return Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-
-
-def fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-    """The text, cut with an ellipsis where it is longer than its place."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..." if text else ""
+    Raises:
+        ShapeError: not a map for each name.
+    """
+    if labels_Thw.ndim != 3 or len(labels_Thw) != len(names):
+        raise ShapeError(f"labels of shape {tuple(labels_Thw.shape)} for {len(names)} names; expected (T, h, w)")
+    rows, across = labels_Thw.shape[1:]
+    index, count = labels_Thw.unique(return_counts=True)
+    most = index[count.argsort(descending=True, stable=True)].tolist()
+    colored = [*dict.fromkeys(label for label in [*always, *most] if label in most)][: len(COLORS)]
+    palette = torch.tensor([rgb(color) for color in COLORS], dtype=torch.uint8)
+    size = max(13, tile // 14)
+    font, gap = ImageFont.load_default(size), size // 2
+    wide, high = round(tile * min(1, across / rows)), round(tile * min(1, rows / across))
+    under = photo.convert("RGB").resize((wide, high), Image.Resampling.BICUBIC)
+    tiles = [("image", under)]
+    for name, labels_hw in zip(names, labels_Thw, strict=True):
+        patches = torch.tensor(OTHER, dtype=torch.uint8).repeat(rows, across, 1)
+        for place, label in enumerate(colored):
+            patches[labels_hw == label] = palette[place]
+        over = image_from_rgb(patches).resize((wide, high), Image.Resampling.NEAREST)
+        tiles.append((name, Image.blend(under, over, opacity)))
+    columns = min(columns, len(tiles))
+    legend = [(labels.get(label, f"class {label}"), rgb(COLORS[place])) for place, label in enumerate(colored)]
+    legend += [("another label", OTHER)] if len(index) > len(colored) else []
+    width = max(columns * (wide + gap) + gap, 24 * size)
+    lines, line = wrap(title, font, width - 2 * gap), round(1.4 * size)
+    head, step = gap + line * (len(lines) or 1), high + line + gap
+    below = head + -(-len(tiles) // columns) * step
+    result = Image.new("RGB", (width, below + len(legend) * line + size), PAPER)
+    draw = ImageDraw.Draw(result)
+    draw_lines(draw, (gap, gap), lines, font)
+    for place, (name, image) in enumerate(tiles):
+        x, y = gap + place % columns * (wide + gap), head + place // columns * step
+        draw.text((x, y), name, INK, font)
+        result.paste(image, (x, y + line))
+    for place, (name, color) in enumerate(legend):
+        y = below + place * line
+        draw.rectangle((gap, y + 2, gap + size, y + 2 + size), color)
+        draw.text((2 * gap + size, y), name, INK, font)
+    return result

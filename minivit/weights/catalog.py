@@ -1,4 +1,4 @@
-"""Published checkpoints a person may want: data only, shown by `minivit models`."""
+"""Published checkpoints, shown by `minivit models`: data only."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One checkpoint, or one row of sizes that differ in their id alone."""
+    """One published checkpoint."""
 
     family: str
     id: str  # what minivit.load takes
     size: str  # of config.SIZES and the patch in pixels; "-" for a size of its own
-    image_size: int  # pixels along each side, as it is preprocessed
+    image_size: int  # height and width after preprocessing, in pixels
     licence: str
     top1: float | None  # percent on ImageNet-1k, as published
-    source: str  # of that number, or what the checkpoint is for
+    source: str  # of top1, or the use of the checkpoint
 
 
 _TIMM = "timm results-imagenet.csv"
-_TORCHVISION = "torchvision weights.meta"
+_TV_META = "torchvision weights.meta"
 _DEIT = "arXiv:2012.12877"
 _DINO = "arXiv:2104.14294, linear"
 _DINOV2 = "arXiv:2304.07193, linear"
 _REGISTERS = "dinov2 README, linear"
 _FEATURES = "features; no published head"
-_ZERO_SHOT = "pictures and texts, any labels"
+_ZERO_SHOT = "images and texts, any labels"
 _SWIN = "arXiv:2103.14030, table 1 (a)"
 _SWIN_22K = "arXiv:2103.14030, table 1 (b)"
 _TOWER = "image tower; no published head"
@@ -77,22 +77,16 @@ CATALOG = (
     Published("siglip", "google/siglip-large-patch16-384", "L/16", 384, _APACHE, None, _ZERO_SHOT),
     Published("siglip", "google/siglip-so400m-patch14-224", "So400m/14", 224, _APACHE, None, _ZERO_SHOT),
     Published("siglip", "google/siglip-so400m-patch14-384", "So400m/14", 384, _APACHE, None, _ZERO_SHOT),
-    Published("torchvision", "torchvision/vit_b_16", "B/16", 224, _BSD, 81.072, _TORCHVISION),
-    Published("torchvision", "torchvision/vit_b_16.IMAGENET1K_SWAG_E2E_V1", "B/16", 384, _SWAG, 85.304, _TORCHVISION),
-    Published(
-        "torchvision", "torchvision/vit_b_16.IMAGENET1K_SWAG_LINEAR_V1", "B/16", 224, _SWAG, 81.886, _TORCHVISION
-    ),
-    Published("torchvision", "torchvision/vit_b_32", "B/32", 224, _BSD, 75.912, _TORCHVISION),
-    Published("torchvision", "torchvision/vit_l_16", "L/16", 224, _BSD, 79.662, _TORCHVISION),
-    Published("torchvision", "torchvision/vit_l_16.IMAGENET1K_SWAG_E2E_V1", "L/16", 512, _SWAG, 88.064, _TORCHVISION),
-    Published(
-        "torchvision", "torchvision/vit_l_16.IMAGENET1K_SWAG_LINEAR_V1", "L/16", 224, _SWAG, 85.146, _TORCHVISION
-    ),
-    Published("torchvision", "torchvision/vit_l_32", "L/32", 224, _BSD, 76.972, _TORCHVISION),
-    Published("torchvision", "torchvision/vit_h_14", "H/14", 518, _SWAG, 88.552, _TORCHVISION),
-    Published(
-        "torchvision", "torchvision/vit_h_14.IMAGENET1K_SWAG_LINEAR_V1", "H/14", 224, _SWAG, 85.708, _TORCHVISION
-    ),
+    Published("torchvision", "torchvision/vit_b_16", "B/16", 224, _BSD, 81.072, _TV_META),
+    Published("torchvision", "torchvision/vit_b_16.IMAGENET1K_SWAG_E2E_V1", "B/16", 384, _SWAG, 85.304, _TV_META),
+    Published("torchvision", "torchvision/vit_b_16.IMAGENET1K_SWAG_LINEAR_V1", "B/16", 224, _SWAG, 81.886, _TV_META),
+    Published("torchvision", "torchvision/vit_b_32", "B/32", 224, _BSD, 75.912, _TV_META),
+    Published("torchvision", "torchvision/vit_l_16", "L/16", 224, _BSD, 79.662, _TV_META),
+    Published("torchvision", "torchvision/vit_l_16.IMAGENET1K_SWAG_E2E_V1", "L/16", 512, _SWAG, 88.064, _TV_META),
+    Published("torchvision", "torchvision/vit_l_16.IMAGENET1K_SWAG_LINEAR_V1", "L/16", 224, _SWAG, 85.146, _TV_META),
+    Published("torchvision", "torchvision/vit_l_32", "L/32", 224, _BSD, 76.972, _TV_META),
+    Published("torchvision", "torchvision/vit_h_14", "H/14", 518, _SWAG, 88.552, _TV_META),
+    Published("torchvision", "torchvision/vit_h_14.IMAGENET1K_SWAG_LINEAR_V1", "H/14", 224, _SWAG, 85.708, _TV_META),
     Published("timm", f"timm/vit_tiny_patch16_224.{_AUGREG}", "Ti/16", 224, _APACHE, 75.452, _TIMM),
     Published("timm", f"timm/vit_small_patch16_224.{_AUGREG}", "S/16", 224, _APACHE, 81.402, _TIMM),
     Published("timm", f"timm/vit_base_patch32_224.{_AUGREG}", "B/32", 224, _APACHE, 80.732, _TIMM),
@@ -112,9 +106,9 @@ CATALOG = (
     Published("swin", "microsoft/swin-base-patch4-window12-384", "Swin-B", 384, _APACHE, 84.5, _SWIN),
     Published("swin", "microsoft/swin-large-patch4-window7-224", "Swin-L", 224, _APACHE, 86.3, _SWIN_22K),
     Published("swin", "microsoft/swin-large-patch4-window12-384", "Swin-L", 384, _APACHE, 87.3, _SWIN_22K),
-    Published("torchvision_swin", "torchvision/swin_t", "Swin-T", 224, _BSD, 81.474, _TORCHVISION),
-    Published("torchvision_swin", "torchvision/swin_s", "Swin-S", 224, _BSD, 83.196, _TORCHVISION),
-    Published("torchvision_swin", "torchvision/swin_b", "Swin-B", 224, _BSD, 83.582, _TORCHVISION),
+    Published("torchvision_swin", "torchvision/swin_t", "Swin-T", 224, _BSD, 81.474, _TV_META),
+    Published("torchvision_swin", "torchvision/swin_s", "Swin-S", 224, _BSD, 83.196, _TV_META),
+    Published("torchvision_swin", "torchvision/swin_b", "Swin-B", 224, _BSD, 83.582, _TV_META),
     Published("timm_swin", "timm/swin_tiny_patch4_window7_224.ms_in1k", "Swin-T", 224, "mit", 81.388, _TIMM),
     Published("facebook", "dino_deitsmall16_pretrain.pth", "S/16", 224, _APACHE, 77.0, _DINO),
     Published("facebook", "dinov2_vits14_pretrain.pth", "S/14", 224, _APACHE, 81.1, _DINOV2),

@@ -1,18 +1,18 @@
-"""The engine: walks a family's table and turns the tensors of a checkpoint into a ViT."""
+"""Match the tensors of a checkpoint with the parameters of a model by its family's table, and build the model."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from minivit.errors import CheckpointError, UsageError
+from minivit.errors import CheckpointError
 from minivit.model.attention import Attend, attend_sdpa
 from minivit.model.capabilities import Model, image_model
 from minivit.model.clip import CLIP
@@ -20,52 +20,19 @@ from minivit.model.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
 from minivit.model.swin import Swin
 from minivit.model.tokenizer import Tokenizer
 from minivit.model.vit import ViT
-from minivit.weights.families.architectures import TIMM_SWINS
-from minivit.weights.families.configs import find_preprocessor, listed, read_config, read_image_spec, read_labels
-from minivit.weights.families.tables import FAMILIES, Kind, Row, Spelling, Table
+from minivit.weights.configs import listed, read_config, read_labels
+from minivit.weights.families.base import Config, Family, Kind, Row, Spelling, spelling_of
+from minivit.weights.families.registry import family_of
 from minivit.weights.files import Source, find_beside
 from minivit.weights.operations import OPERATIONS
-from minivit.weights.shards import Shards, first_line, load_pickle
-from minivit.weights.tensorfile import SHORT_DTYPE
+from minivit.weights.preprocessing import find_preprocessor, read_image_spec
+from minivit.weights.shards import SHORT_DTYPE, Shards, first_line
 
-__all__ = ["Shards", "build", "describe", "examine", "load_pickle", "match", "read_image_spec", "table_for", "verify"]
-
-
-def table_for(source: Source, family: str | None = None) -> Table:
-    """The family's table: the one asked for, else the one of config.json's model_type or timm's architecture.
-
-    Args:
-        family: a name of FAMILIES, alone or in front of a model's name ("torchvision/vit_b_16").
-
-    Raises:
-        UsageError: no such family.
-        CheckpointError: config.json names a model type without a table.
-    """
-    if family is not None:
-        name = family.partition("/")[0]
-        if name not in FAMILIES:
-            raise UsageError(f"no family {name!r}; known are {', '.join(FAMILIES)}")
-        if name in ("torchvision", "timm") and name != family:
-            family = None  # a model's name, of which `find` has made a config.json
-        else:
-            return FAMILIES[name]
-    model_type = source.config.get("model_type")
-    if model_type is None and "architecture" in source.config:
-        return FAMILIES["timm_swin" if source.config["architecture"] in TIMM_SWINS else "timm"]
-    for table in FAMILIES.values():
-        if model_type in table.model_types:
-            return table
-    known = ", ".join(model_type for table in FAMILIES.values() for model_type in table.model_types)
-    raise CheckpointError(
-        f"{source.name}: config.json has model_type {model_type!r}; known are {known}, and timm's architecture"
-    )
-
-
-MODELS: dict[type, Callable[..., Model]] = {ViTConfig: ViT, CLIPConfig: CLIP, SwinConfig: Swin}
+MODELS: dict[type[Config], Callable[..., Model]] = {ViTConfig: ViT, CLIPConfig: CLIP, SwinConfig: Swin}
 
 
 class Assembly(NamedTuple):
-    """How one parameter comes out of the file: parts, each in its layout, concatenated along the first axis."""
+    """How one parameter is read from the file: parts, each in its layout, concatenated along the first axis."""
 
     parts: tuple[str | None, ...]  # names in the file; None: zeros
     layout: str  # a name of OPERATIONS
@@ -74,24 +41,24 @@ class Assembly(NamedTuple):
 
 @dataclass(kw_only=True)
 class Checkpoint:
-    """What a checkpoint is, from its configuration and the headers of its files, before any weight is read."""
+    """A checkpoint as its configuration and the headers of its files describe it, before any weight is read."""
 
-    table: Table
+    family: Family
     model: Model  # on the meta device: shapes without memory
     plan: dict[str, Assembly] = field(default_factory=dict)  # parameter -> where it comes from
-    missing: list[str] = field(default_factory=list)  # names the family's table asks for and no file has
-    unexpected: list[str] = field(default_factory=list)  # names no row of the table asks for
+    missing: list[str] = field(default_factory=list)  # names in the family's table that are in no file
+    unexpected: list[str] = field(default_factory=list)  # names that are in no row of the table
     mismatched: list[str] = field(default_factory=list)  # one line each: name, what it is, what was expected
 
     @property
     def faults(self) -> str:
-        """Everything that is wrong, on one line; empty when the tensors make up the model."""
+        """All faults on one line; empty if the tensors make up the model."""
         kinds = {"missing": self.missing, "unexpected": self.unexpected, "mismatched": self.mismatched}
         return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names)
 
 
 def match(source: Source, shards: Shards, attend: Attend = attend_sdpa, family: str | None = None) -> Checkpoint:
-    """A checkpoint proven to make up one model, from config.json and the headers of the weight files.
+    """Return a checkpoint that makes up one model, from config.json and the headers of the weight files.
 
     Raises:
         CheckpointError: config.json, preprocessor_config.json and tensors do not make up one model.
@@ -103,30 +70,30 @@ def match(source: Source, shards: Shards, attend: Attend = attend_sdpa, family: 
 
 
 def examine(source: Source, shards: Shards, attend: Attend = attend_sdpa, family: str | None = None) -> Checkpoint:
-    """As `match`, with what is missing, unexpected and mismatched listed in the result.
+    """Return the same as `match`, with missing, unexpected and mismatched tensors listed in the result.
 
     Raises:
-        CheckpointError: config.json or preprocessor_config.json cannot be honoured.
+        CheckpointError: config.json or preprocessor_config.json holds a value that is not supported.
     """
-    table = table_for(source, family)
-    # "vit.layernorm.weight" -> "layernorm.weight", remembering what the file says
+    table = family_of(source.name, source.config, family)
+    # "layernorm.weight" -> "vit.layernorm.weight", the name in the file
     names = {_without_prefix(name, table): name for name in shards.shapes}
     if len(names) < len(shards.shapes):
         twice = sorted(set(shards.shapes) - set(names.values()))
         prefixes = " or ".join(map(repr, table.prefixes))
-        raise CheckpointError(f"{source.name}: tensors stand with and without {prefixes}: {listed(twice)}")
+        raise CheckpointError(f"{source.name}: tensors with and without {prefixes}: {listed(twice)}")
     config, kind = read_config(source, table, {short: shards.shapes[name] for short, name in names.items()})
     try:
         with torch.device("meta"):
             model: Model = MODELS[type(config)](config, attend)
     except (RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{source.name}: config.json makes no {table.makes}: {first_line(error)}") from None
-    seeing = image_model(model)
-    seeing.name, seeing.revision = source.name, source.revision
-    seeing.labels = read_labels(source, seeing.config.classes)
-    preprocessor, where = find_preprocessor(source, table, seeing.config)
-    seeing.image_spec = read_image_spec(preprocessor, source.name, table.processor, where) if preprocessor else None
-    checkpoint = Checkpoint(table=table, model=model)
+    images = image_model(model)
+    images.name, images.revision = source.name, source.revision
+    images.labels = read_labels(source, table, images.config.classes)
+    preprocessor, where = find_preprocessor(source, table, images.config.image_size)
+    images.image_spec = read_image_spec(preprocessor, source.name, table.processor, where) if preprocessor else None
+    checkpoint = Checkpoint(family=table, model=model)
     _plan(checkpoint, kind, names, shards)
     return checkpoint
 
@@ -139,15 +106,15 @@ def build(
     attend: Attend = attend_sdpa,
     family: str | None = None,
 ) -> Model:
-    """A model with the weights of a checkpoint, on `device`, in `dtype`.
+    """Return a model with the weights of a checkpoint, on `device`, in `dtype`.
 
-    The model is made on the meta device and takes over the memory-mapped tensors, so nothing is
-    initialised and nothing is held twice.
+    The model is made on the meta device and takes over the memory-mapped tensors: nothing is initialised, and no
+    tensor is held twice.
 
     Raises:
         CheckpointError: as `match`; or a tensor holds NaN or infinity.
     """
-    state = {}
+    state: dict[str, Tensor] = {}
     with Shards(source) as shards:
         checkpoint = match(source, shards, attend, family)
         shapes = {name: parameter.shape for name, parameter in checkpoint.model.named_parameters()}
@@ -167,87 +134,31 @@ def build(
 
 
 def _tokenizer(source: Source, config: TextConfig) -> Tokenizer | None:
-    """The checkpoint's own tokenizer, unread; None where it has none."""
+    """Return the checkpoint's tokenizer, not loaded yet; None if it has none."""
     path = find_beside(source, "tokenizer.json")
     if path is None:
         return None
     find_beside(source, "tokenizer_config.json")
     text = source.config.get("text_cfg") or {}
-    bare = (text.get("tokenizer_kwargs") or {}).get("clean") == "canonicalize"
-    whole = config.pooling == "last"
-    return Tokenizer(path, context=config.context, vocabulary=config.vocabulary, whole=whole, bare=bare)
+    canonical = (text.get("tokenizer_kwargs") or {}).get("clean") == "canonicalize"
+    padded = config.pooling == "last"  # SigLIP
+    return Tokenizer(
+        path, context=config.context, vocabulary=config.vocabulary, pad_to_context=padded, canonical=canonical
+    )
 
 
 def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
-def describe(source: Source, family: str | None = None) -> dict[str, Any]:
-    """What `minivit info` prints, as JSON-ready facts; only headers are read."""
-    with Shards(source) as shards:
-        model = match(source, shards, family=family).model
-        dtypes = sorted(set(shards.dtypes.values()))
-    seeing = image_model(model)
-    layout = seeing.config.layout
-    return {
-        "model": source.name,
-        "revision": source.revision,
-        "config": asdict(model.config),
-        "tokens": {"count": layout.count, "prefix": layout.prefix, "grid": layout.grid},
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "weights": {
-            "bytes": sum(shard.stat().st_size for shard in source.shards),
-            "dtypes": dtypes,
-            "files": len(source.shards),
-        },
-        "labels": list(seeing.labels.values()) if seeing.labels else None,
-        "preprocessing": str(model.image_spec) if model.image_spec else None,
-    }
+def _without_prefix(name: str, family: Family) -> str:
+    return next((name.removeprefix(prefix) for prefix in family.prefixes if name.startswith(prefix)), name)
 
 
-def verify(source: Source, family: str | None = None) -> dict[str, Any]:
-    """What `minivit verify` prints, as JSON-ready facts: the checkpoint against its family's table, by headers alone.
-
-    Raises:
-        UsageError: no such family.
-    """
-    facts: dict[str, Any] = {"model": source.name, "revision": source.revision, "good": False, "error": None}
-    try:
-        with Shards(source) as shards:
-            checkpoint = examine(source, shards, family=family)
-            bytes_held = sum(shard.stat().st_size for shard in source.shards)
-            dtypes = sorted(set(shards.dtypes.values()))
-            tensors = len(shards.shapes)
-    except CheckpointError as error:
-        return {**facts, "error": str(error)}
-    model = checkpoint.model
-    seeing = image_model(model)
-    used = sum(part is not None for assembly in checkpoint.plan.values() for part in assembly.parts)
-    found = "found" if source.preprocessor or "pretrained_cfg" in source.config else "assumed"
-    return {
-        **facts,
-        "good": not checkpoint.faults,
-        "family": next(name for name, table in FAMILIES.items() if table is checkpoint.table),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tensors": {"in file": tensors, "used": used, "dropped": tensors - used - len(checkpoint.unexpected)},
-        "bytes": bytes_held,
-        "dtypes": dtypes,
-        "missing": checkpoint.missing,
-        "unexpected": checkpoint.unexpected,
-        "mismatched": checkpoint.mismatched,
-        "head": {"outputs": seeing.config.classes, "labels": len(seeing.labels) if seeing.labels else 0},
-        "preprocessing": {"from": found if model.image_spec else "none", "steps": str(model.image_spec or "")},
-    }
-
-
-def _without_prefix(name: str, table: Table) -> str:
-    return next((name.removeprefix(prefix) for prefix in table.prefixes if name.startswith(prefix)), name)
-
-
-def rows_for(table: Table, kind: Kind, config: object) -> dict[str, Row]:
-    """The rows of a table that count for one configuration: its variants in place, and its classifier's name."""
-    rows = dict(table.rows)
-    for (name, value), variant in table.variants.items():
+def rows_for(family: Family, kind: Kind, config: object) -> dict[str, Row]:
+    """Return the rows of a table for one configuration: with its variants, and the name of its classifier."""
+    rows = dict(family.rows)
+    for (name, value), variant in family.variants.items():
         if getattr(config, name) == value:
             rows.update(variant)
     if kind.head:
@@ -256,7 +167,7 @@ def rows_for(table: Table, kind: Kind, config: object) -> dict[str, Row]:
 
 
 def spellings(rows: dict[str, Row], target: str) -> list[Spelling]:
-    """All spellings of a parameter in files of the family: the table's row, made concrete."""
+    """Return all spellings of a parameter in files of the family, with the numbers of its block filled in."""
     numbers = [int(found) for found in re.findall(r"\.(\d+)(?=\.)", target)]
     template = target
     for letter in "ij"[: len(numbers)]:
@@ -265,32 +176,30 @@ def spellings(rows: dict[str, Row], target: str) -> list[Spelling]:
     places = {"{i}": i, "{j}": j, "{i+1}": i + 1, "{2i+1}": 2 * i + 1, "{2i+2}": 2 * i + 2}
     stem, _, suffix = template.rpartition(".")
     row, ending = (rows[template], "") if template in rows else (rows[stem], f".{suffix}")
-    result = []
-    for given in row:
-        spelling = given if isinstance(given, Spelling) else Spelling((given,) if isinstance(given, str) else given)
-        parts = tuple(part and _placed(part, places) + ending for part in spelling.parts)
-        result.append(spelling._replace(parts=parts))
-    return result
+    return [
+        spelling._replace(parts=tuple(part and _numbered(part, places) + ending for part in spelling.parts))
+        for spelling in map(spelling_of, row)
+    ]
 
 
-def _placed(name: str, places: dict[str, int]) -> str:
-    """A name of a table with its numbers: {i} and what is counted from it."""
+def _numbered(name: str, places: dict[str, int]) -> str:
+    """Return a name of a table with its numbers: {i} and what is counted from it."""
     for place, number in places.items():
         name = name.replace(place, str(number))
     return name
 
 
 def assembly_of(spelling: Spelling, rows: int) -> Assembly:
-    """A spelling for a parameter of so many rows: shares become rows."""
+    """Return a spelling for a parameter with this many rows in its first axis."""
     shares = spelling.shares or (1,) * len(spelling.parts)
     return Assembly(spelling.parts, spelling.layout, tuple(rows * share // sum(shares) for share in shares))
 
 
 def _plan(checkpoint: Checkpoint, kind: Kind, names: dict[str, str], shards: Shards) -> None:
-    """Find every parameter's tensors; each tensor is used once, and what does not fit is listed."""
-    table, config = checkpoint.table, checkpoint.model.config
+    """Fill in the plan of every parameter. Each tensor is used once; tensors that do not fit are listed."""
+    table, config = checkpoint.family, checkpoint.model.config
     rows = rows_for(table, kind, config)
-    # A, which the layouts of JAX keep as an axis; only plain ViTs have such files.
+    # The number of heads, an axis of its own in the layouts of JAX; only plain ViTs have such files.
     heads = config.heads if isinstance(config, ViTConfig) else 1
     classes = config.classes if isinstance(config, ViTConfig) else 0
     left = set(names)
@@ -298,7 +207,7 @@ def _plan(checkpoint: Checkpoint, kind: Kind, names: dict[str, str], shards: Sha
     for target, parameter in checkpoint.model.named_parameters():
         known = spellings(rows, target)
         present = [i for i, spelling in enumerate(known) if any(part in left for part in spelling.parts)]
-        # A parameter that is not there at all is asked for in the spelling of its neighbours.
+        # A parameter without any tensor is listed as missing in the spelling of its neighbours.
         usual = min(used.most_common(1)[0][0] if used else 0, len(known) - 1)
         chosen = present[0] if present else usual
         used[chosen] += len(known) > 1
@@ -324,7 +233,7 @@ def _plan(checkpoint: Checkpoint, kind: Kind, names: dict[str, str], shards: Sha
 
 
 def _assemble(assembly: Assembly, shape: torch.Size, shards: Shards) -> Tensor:
-    """The tensors of the file as one parameter."""
+    """Return the tensors of the file as one parameter."""
     load = OPERATIONS[assembly.layout].load
     tensors = [load(shards[part]) if part else None for part in assembly.parts]
     like = next(tensor for tensor in tensors if tensor is not None)
@@ -333,5 +242,5 @@ def _assemble(assembly: Assembly, shape: torch.Size, shards: Shards) -> Tensor:
         for tensor, rows in zip(tensors, assembly.rows, strict=True)
     ]
     whole = filled[0] if len(filled) == 1 else torch.cat(filled)
-    # leading axes of 1, which the flat layout leaves out
+    # Adds the leading axes of 1, which the flat layout leaves out.
     return whole.reshape(shape).contiguous()

@@ -1,4 +1,4 @@
-"""Where the bytes are: a folder, a file, the bundled model, torchvision's server, the Hugging Face hub, and caches."""
+"""Find the files of a checkpoint: a folder, a file, the bundled model, torchvision's server, the hub, and caches."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from minivit.errors import CheckpointError, ModelUnavailableError, UsageError
-from minivit.weights.families import architectures
+from minivit.weights.families.base import Named
+from minivit.weights.families.registry import FAMILIES
+from minivit.weights.families.torchvision import models as torchvision
 
 BUNDLED = {"minivit/cifar10-vit": Path(__file__).parent.parent / "pretrained" / "cifar10-vit"}
 
-# One of these holds the weights; safetensors first, so that a pickle is read only where nothing else is there.
+# One of these holds the weights; safetensors first, so that a pickle is read only where there is nothing else.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
-# The same in repositories of open_clip, which describes both towers of a CLIP in a file of its own.
+# The same in repositories of open_clip, which describes both towers of a CLIP in its own file.
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = (
     "open_clip_model.safetensors",
@@ -30,29 +33,29 @@ OPEN_CLIP_WEIGHTS = (
 class Source:
     """The files of one checkpoint, all on disk."""
 
-    name: str  # hub id or path, as it was asked for
+    name: str  # hub id or path, as given
     revision: str | None  # commit of the hub, None for local files
-    config: dict  # config.json
-    preprocessor: dict | None  # preprocessor_config.json, where there is one
+    config: dict[str, Any]  # config.json
+    preprocessor: dict[str, Any] | None  # preprocessor_config.json, if there is one
     shards: tuple[Path, ...]  # weight files, together all tensors
 
 
 def find(id_or_path: str | os.PathLike[str], revision: str | None = None, family: str | None = None) -> Source:
-    """All files of a checkpoint; what the hub or torchvision has and the cache has not is downloaded.
+    """Return all files of a checkpoint; those that are not cached are downloaded from the hub or torchvision.
 
     Args:
         id_or_path: a folder with config.json and weights, one weights file with config.json beside
             it, a name of BUNDLED, a hub id such as "google/vit-base-patch16-224", or a name such as
             "torchvision/vit_b_16" or "torchvision/vit_b_16.IMAGENET1K_SWAG_E2E_V1".
         revision: branch, tag or commit of the hub.
-        family: says what a weights file without a config.json is: "facebook", "jax", or with the
+        family: names the format of a weights file without a config.json: "facebook", "jax", or with the
             model's name "torchvision/vit_b_16" or "timm/vit_base_patch16_224". "open_clip" and "open_clip_timm"
             read open_clip_config.json, which is also read where there is no config.json.
 
     Raises:
-        ModelUnavailableError: no such path or hub model, or no way to the hub; says what was tried.
-        CheckpointError: the place is there and is no checkpoint.
-        UsageError: a revision was asked of local files.
+        ModelUnavailableError: no such path or hub model, or the hub cannot be reached.
+        CheckpointError: the path or repository exists and is no checkpoint.
+        UsageError: a revision of local files.
     """
     name = os.fspath(id_or_path)
     path = BUNDLED.get(name, Path(name))
@@ -66,7 +69,7 @@ def find(id_or_path: str | os.PathLike[str], revision: str | None = None, family
             raise UsageError(f"{name} has no revisions; its weights are named, as in {name}.IMAGENET1K_V1")
         return _find_at_torchvision(name, model)
     if owner == "timm" and "_clip_quickgelu_" in model:
-        # timm keeps the weights of both activations in the repository of the exact one; the name decides.
+        # timm keeps the weights for both activations in the repository of the exact GELU; the name selects one.
         source = _find_on_hub(name.replace("_clip_quickgelu_", "_clip_"), revision)
         return replace(source, name=name, config={**source.config, "architecture": model.partition(".")[0]})
     return _find_on_hub(name, revision, open_clip=_is_open_clip(family))
@@ -93,7 +96,7 @@ def _find_local(path: Path, name: str, family: str | None) -> Source:
         described = _open_clip_config(folder / OPEN_CLIP_CONFIG)
         return Source(name=name, revision=None, config=described, preprocessor=None, shards=(weights,))
     config, preprocessor = folder / "config.json", folder / "preprocessor_config.json"
-    named, assumed = _config_by_name(family)
+    named = _named(family)
     if not config.is_file() and named is None:
         raise CheckpointError(
             f"{config}: missing; it says what the tensors in {weights.name} are. Without it, name the family: "
@@ -102,8 +105,8 @@ def _find_local(path: Path, name: str, family: str | None) -> Source:
     return Source(
         name=name,
         revision=None,
-        config=named or (read_json(config) if config.is_file() else {}),
-        preprocessor=read_json(preprocessor) if preprocessor.is_file() else assumed,
+        config=(named and named.config) or (read_json(config) if config.is_file() else {}),
+        preprocessor=read_json(preprocessor) if preprocessor.is_file() else (named and named.preprocessor),
         shards=tuple(folder / shard for shard in _shards(weights)),
     )
 
@@ -112,8 +115,8 @@ def _is_open_clip(family: str | None) -> bool:
     return (family or "").startswith("open_clip")
 
 
-def _open_clip_config(path: Path) -> dict:
-    """open_clip_config.json in the form of a config.json: with a model_type, and both towers at the top."""
+def _open_clip_config(path: Path) -> dict[str, Any]:
+    """Return open_clip_config.json as a config.json: with a model_type, and both towers at the top."""
     given = read_json(path)
     model = given.get("model_cfg")
     if not isinstance(model, dict) or not all(isinstance(model.get(key), dict) for key in ("vision_cfg", "text_cfg")):
@@ -122,82 +125,41 @@ def _open_clip_config(path: Path) -> dict:
     return {"model_type": kind, **model, "preprocess_cfg": given.get("preprocess_cfg") or {}}
 
 
-def _config_by_name(family: str | None) -> tuple[dict | None, dict | None]:
-    """What config.json and preprocessor_config.json would say of a model that is only named; None where they must.
-
-    Args:
-        family: "torchvision/vit_b_16", "timm/vit_base_patch16_224", "facebook", "jax", or None.
+def _named(family: str | None) -> Named | None:
+    """Return what config.json would say for a family such as "torchvision/vit_b_16"; None where the file must say it.
 
     Raises:
         UsageError: torchvision has no such model or weights.
     """
     owner, _, model = (family or "").partition("/")
-    if owner == "torchvision":
-        return _torchvision_config(model)[:2]
-    if owner == "timm" and model:
-        return {"architecture": model.partition(".")[0]}, None
-    return ({}, None) if owner in ("facebook", "jax") else (None, None)
-
-
-def imagenet_labels() -> dict[int, str]:
-    """The 1000 classes of ImageNet-1k in the order every checkpoint uses, under torchvision's names for them."""
-    names = (Path(__file__).parent / "imagenet_labels.txt").read_text(encoding="utf-8").splitlines()
-    return dict(enumerate(names))
-
-
-def _torchvision_config(model: str) -> tuple[dict, dict, str]:
-    """config.json and preprocessor_config.json for one of torchvision's names, and the file with its weights."""
-    model, _, enum = model.partition(".")
-    if model not in architectures.TORCHVISION_WEIGHTS:
-        known = ", ".join(architectures.TORCHVISION_WEIGHTS)
-        raise UsageError(f"torchvision/{model}: no such model; known are {known}")
-    weights = architectures.TORCHVISION_WEIGHTS[model]
-    enum = enum or next(iter(weights))
-    if enum not in weights:
-        raise UsageError(f"torchvision/{model}: no weights {enum}; known are {', '.join(weights)}")
-    file, size, edge, resample = weights[enum]
-    sizes = architectures.TORCHVISION_SIZES[model]
-    vit = "hidden_size" in sizes
-    config = {
-        "model_type": "torchvision" if vit else "torchvision_swin",
-        **sizes,
-        "image_size": size,
-        **({"intermediate_size": 4 * sizes["hidden_size"]} if vit else {}),
-        "id2label": imagenet_labels(),
-    }
-    preprocessor = {
-        "image_processor_type": "TorchvisionPreset",
-        "size": {"shortest_edge": edge},
-        "crop_size": {"height": size, "width": size},
-        "resample": resample,
-    }
-    return config, preprocessor, file
+    by_name = FAMILIES[owner].by_name if owner in FAMILIES else None
+    return by_name(model) if by_name else None
 
 
 def _find_at_torchvision(name: str, model: str) -> Source:
-    """torchvision's file, from the folder torchvision itself keeps its downloads in, or from its server."""
+    """Return torchvision's file, from the folder in which torchvision keeps its downloads, or from its server."""
     from torch import hub
 
-    config, preprocessor, file = _torchvision_config(model)
-    path = Path(hub.get_dir()) / "checkpoints" / file
+    config, preprocessor, file = torchvision.named(model)
+    path = Path(hub.get_dir()) / "checkpoints" / str(file)
     if not path.is_file():
         from huggingface_hub import constants
 
-        url = architectures.TORCHVISION_URL + file
+        url = torchvision.URL + str(file)
         if constants.HF_HUB_OFFLINE:
             raise ModelUnavailableError(f"{name}: {path} is not there and HF_HUB_OFFLINE is set; fetch {url}")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # The name ends in the beginning of the file's SHA-256, which is checked before it is moved to its place.
+            # The name ends in the first digits of the file's SHA-256, which is checked before the file is moved there.
             digest = path.stem.rpartition("-")[2]
             hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
-        except Exception as error:  # urllib lets its transport's many types through
+        except Exception as error:  # urllib raises many types of its transport
             raise ModelUnavailableError(f"{name}: downloading {url} to {path} failed ({_cause(error)})") from error
     return Source(name=name, revision=None, config=config, preprocessor=preprocessor, shards=(path,))
 
 
 def _shards(weights: Path) -> list[str]:
-    """File names of the shards behind a weights file; an index lists several."""
+    """Return the file names of the shards of a weights file; an index lists several."""
     if weights.suffix != ".json":
         return [weights.name]
     weight_map = read_json(weights).get("weight_map")
@@ -210,8 +172,8 @@ def _shards(weights: Path) -> list[str]:
     return sorted(set(weight_map.values()))
 
 
-def read_json(path: Path) -> dict:
-    """A JSON file that must hold an object; raises CheckpointError naming the file."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; CheckpointError names the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -222,9 +184,9 @@ def read_json(path: Path) -> dict:
 
 
 def _find_on_hub(repo: str, revision: str | None, *, open_clip: bool = False) -> Source:
-    """The files through huggingface_hub, which honours its cache, token, HF_HUB_OFFLINE and HF_ENDPOINT.
+    """Return the files through huggingface_hub, which uses its cache, token, HF_HUB_OFFLINE and HF_ENDPOINT.
 
-    A file that is in the cache is used as it is, without asking the hub whether there is a newer one.
+    A file in the cache is used as it is, without asking the hub for a newer one.
     """
     config = None if open_clip else _fetch(repo, "config.json", revision)
     if config is None:
@@ -253,8 +215,8 @@ def _find_on_hub(repo: str, revision: str | None, *, open_clip: bool = False) ->
     try:
         preprocessor = _fetch(repo, "preprocessor_config.json", commit)
     except ModelUnavailableError:
-        # The weights came from the cache. There a file the repository does not have looks like one
-        # that was never fetched; without it the model runs, and refuses to prepare pictures.
+        # The weights came from the cache, where a file that the repository does not have looks like one that was
+        # never downloaded. Without it the model runs, and refuses to preprocess images.
         preprocessor = None
     return Source(
         name=repo,
@@ -266,19 +228,19 @@ def _find_on_hub(repo: str, revision: str | None, *, open_clip: bool = False) ->
 
 
 def find_beside(source: Source, file: str) -> Path | None:
-    """One more file of a checkpoint that was found, from its folder or its hub repository; None where it has none."""
+    """Return one more file of a checkpoint, from its folder or its hub repository; None where it has none."""
     path = source.shards[0].parent / file
     if path.is_file() or source.revision is None:
         return path if path.is_file() else None
     try:
         return _fetch(source.name, file, source.revision)
     except ModelUnavailableError:
-        # As with preprocessor_config.json: the cache cannot tell what the repository does not have.
+        # As for preprocessor_config.json: the cache does not tell what the repository does not have.
         return None
 
 
 def _first(repo: str, files: tuple[str, ...], commit: str) -> Path | None:
-    """The first of several files that the repository has, or if the hub is out of reach, the cache."""
+    """Return the first of several files that is in the repository, or in the cache if the hub cannot be reached."""
     unavailable = None
     for file in files:
         try:
@@ -294,7 +256,7 @@ def _first(repo: str, files: tuple[str, ...], commit: str) -> Path | None:
 
 
 def _fetch(repo: str, file: str, revision: str | None, *, online: bool = True) -> Path | None:
-    """One file of a hub repository, from the cache or the network; None when the repository has no such file."""
+    """Return one file of a hub repository, from the cache or the network; None if the repository has no such file."""
     from huggingface_hub import (
         constants,
         errors,
@@ -316,7 +278,7 @@ def _fetch(repo: str, file: str, revision: str | None, *, online: bool = True) -
             reason = "the network is switched off (--offline or HF_HUB_OFFLINE)"
         else:
             with suppress(errors.EntryNotFoundError):
-                # Asked once before hf_hub_download, which would knock at a closed door for minutes.
+                # One request before hf_hub_download, which retries for minutes without a network.
                 get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
             return Path(hf_hub_download(repo, file, revision=revision))
     except errors.HFValidationError as error:
@@ -333,7 +295,7 @@ def _fetch(repo: str, file: str, revision: str | None, *, online: bool = True) -
         reason = _cause(error)
     except errors.EntryNotFoundError:
         return None
-    except Exception as error:  # the hub's client lets its transport's many types through
+    except Exception as error:  # the hub's client raises many types of its transport
         reason = _cause(error)
     fetch = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
     raise ModelUnavailableError(
@@ -343,7 +305,7 @@ def _fetch(repo: str, file: str, revision: str | None, *, online: bool = True) -
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason of a chain of exceptions, on one line."""
+    """Return the innermost reason of a chain of exceptions, on one line."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     response = getattr(error, "response", None)

@@ -1,4 +1,4 @@
-"""The few ways in which a file lays a parameter out differently, each with its inverse."""
+"""The layouts in which files store a parameter, each with its inverse."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Shape = tuple[int, ...]
 
 
 class Operation(NamedTuple):
-    """One layout. `heads` is A, which some layouts keep as an axis of its own."""
+    """One layout. `heads` is A, a separate axis in some layouts."""
 
-    file_shape: Callable[[Shape, int], Shape]  # shape of a parameter in the model, heads -> its shape in the file
+    file_shape: Callable[[Shape, int], Shape]  # shape in the model, heads -> shape in the file
     load: Callable[[Tensor], Tensor]  # from the file's layout, up to leading axes of 1
     save: Callable[[Tensor, int], Tensor]  # and back: tensor, heads
 
@@ -45,18 +45,16 @@ OPERATIONS = {
     "heads_out": Operation(
         lambda shape, heads: (shape[1], heads, shape[0] // heads),
         lambda t: t.flatten(1).T,
-        lambda t, heads: t.T.unflatten(1, (heads, -1)),
+        lambda t, heads: t.T.view(t.shape[1], heads, -1),
     ),
     # their biases: (A*K) -> (A, K)
     "heads_bias": Operation(
-        lambda shape, heads: (heads, shape[0] // heads),
-        lambda t: t.flatten(),
-        lambda t, heads: t.unflatten(0, (heads, -1)),
+        lambda shape, heads: (heads, shape[0] // heads), lambda t: t.flatten(), lambda t, heads: t.view(heads, -1)
     ),
-    # what mixes the heads: (D, A*K) -> (A, K, D)
+    # the output projection of the heads: (D, A*K) -> (A, K, D)
     "heads_in": Operation(
         lambda shape, heads: (heads, shape[1] // heads, shape[0]),
         lambda t: t.flatten(0, 1).T,
-        lambda t, heads: t.T.unflatten(0, (heads, -1)),
+        lambda t, heads: t.T.view(heads, -1, t.shape[0]),
     ),
 }

@@ -1,24 +1,28 @@
-"""The tensors inside weight files: safetensors, PyTorch pickles, JAX's .npz."""
+"""Read and write the tensors in weight files: safetensors, PyTorch pickles, JAX's .npz."""
 
 from __future__ import annotations
 
-import ast
+import os
 import pickle
 import re
-import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minivit.errors import CheckpointError
 from minivit.weights.files import Source
-from minivit.weights.tensorfile import SHORT_DTYPE
+
+# As safetensors names them in its header.
+SHORT_DTYPE = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+Entry = tuple[str, tuple[int, ...], str, Callable[[], Tensor]]  # name, shape, dtype in SHORT_DTYPE, reader
 
 
 class Shards:
@@ -29,12 +33,14 @@ class Shards:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._read: dict[str, Callable[[], Tensor]] = {}
-        self._stack = ExitStack()
-        for shard in source.shards:
-            for name, shape, dtype, read in self._open(shard):
-                if name in self.shapes:
-                    raise CheckpointError(f"{shard}: tensor {name} is in another shard too")
-                self.shapes[name], self.dtypes[name], self._read[name] = shape, dtype, read
+        with ExitStack() as opened:  # closes the files if one of them is damaged
+            self._stack = opened
+            for shard in source.shards:
+                for name, shape, dtype, read in self._open(shard):
+                    if name in self.shapes:
+                        raise CheckpointError(f"{shard}: tensor {name} is in another shard too")
+                    self.shapes[name], self.dtypes[name], self._read[name] = shape, dtype, read
+            self._stack = opened.pop_all()
 
     def __enter__(self) -> Shards:
         return self
@@ -45,7 +51,7 @@ class Shards:
     def __getitem__(self, name: str) -> Tensor:
         return self._read[name]()
 
-    def _open(self, shard: Path) -> Iterator[tuple[str, tuple[int, ...], str, Callable[[], Tensor]]]:
+    def _open(self, shard: Path) -> Iterator[Entry]:
         if not shard.is_file():
             raise CheckpointError(f"{shard}: missing, though the index lists it")
         if shard.suffix == ".npz":
@@ -57,7 +63,7 @@ class Shards:
                 dtype = SHORT_DTYPE.get(tensor.dtype, str(tensor.dtype))
                 yield name, tuple(tensor.shape), dtype, tensor.detach
 
-    def _open_safetensors(self, shard: Path) -> Iterator[tuple[str, tuple[int, ...], str, Callable[[], Tensor]]]:
+    def _open_safetensors(self, shard: Path) -> Iterator[Entry]:
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -71,42 +77,69 @@ class Shards:
             view = file.get_slice(name)
             yield name, tuple(view.get_shape()), view.get_dtype(), partial(file.get_tensor, name)
 
-    def _open_npz(self, shard: Path) -> Iterator[tuple[str, tuple[int, ...], str, Callable[[], Tensor]]]:
+    def _open_npz(self, shard: Path) -> Iterator[Entry]:
         try:
-            archive = self._stack.enter_context(zipfile.ZipFile(shard))
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    shape, dtype = read_npy_header(file)
-                name = member.removesuffix(".npy")
-                yield name, shape, SHORT_DTYPE.get(dtype, str(dtype)), partial(read_npy, archive, member)
-        except (zipfile.BadZipFile, OSError, ValueError, SyntaxError, struct.error, KeyError) as error:
+            file = self._stack.enter_context(shard.open("rb"))
+            archive = self._stack.enter_context(np.load(file, allow_pickle=False))
+            for name, member in zip(archive.files, archive.zip.namelist(), strict=True):
+                with archive.zip.open(member) as array:
+                    shape, dtype = _read_header(array)
+                yield name, shape, NPY_DTYPES.get(dtype.str, dtype.str), partial(_read_array, archive, name, shard)
+        except (zipfile.BadZipFile, OSError, EOFError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{shard}: not readable as a .npz of plain arrays ({error})") from None
 
 
-NPY_DTYPES = {"<f8": torch.float64, "<f4": torch.float32, "<f2": torch.float16, "|V2": torch.bfloat16}
+NPY_DTYPES = {"<f8": "F64", "<f4": "F32", "<f2": "F16", "|V2": "BF16"}  # |V2: bfloat16, which NumPy does not have
 
 
-def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype of one array, leaving `file` at its first byte: numpy/lib/format.py, versions 1 and 2.
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Return shape and dtype of a .npy without reading its numbers; ValueError if it is none."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"an array in version {version} of the format")
+    shape, _, dtype = readers[version](file)
+    return shape, dtype
+
+
+def _read_array(archive: np.lib.npyio.NpzFile, name: str, shard: Path) -> Tensor:
+    """Return one array of a .npz."""
+    try:
+        array = archive[name]
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise CheckpointError(f"{shard}: {name} cannot be read ({error}); the file is damaged") from None
+    if array.dtype.str == "|V2":
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def save_file(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str]) -> None:
+    """Write tensors of any device, which may share memory, as one safetensors file.
+
+    They may also be mapped from the file that is there: it is replaced when the new one is complete.
 
     Raises:
-        ValueError: not an array of floats in C order.
+        OSError: the file cannot be written.
     """
-    magic = file.read(8)
-    if magic[:6] != b"\x93NUMPY":
-        raise ValueError("a member is no array")
-    length = struct.unpack("<H", file.read(2))[0] if magic[6] == 1 else struct.unpack("<I", file.read(4))[0]
-    header = ast.literal_eval(file.read(length).decode("latin1"))
-    if header["fortran_order"] or header["descr"] not in NPY_DTYPES:
-        raise ValueError(f"an array has dtype {header['descr']}, Fortran order {header['fortran_order']}")
-    return tuple(header["shape"]), NPY_DTYPES[header["descr"]]
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file as write
 
-
-def read_npy(archive: zipfile.ZipFile, member: str) -> Tensor:
-    """One array of a .npz."""
-    with archive.open(member) as file:
-        shape, dtype = read_npy_header(file)
-        return torch.frombuffer(bytearray(file.read()), dtype=dtype).reshape(shape)
+    # safetensors refuses tensors that are not contiguous or share memory: the later one of two that overlap is copied.
+    apart = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    end = 0
+    for name in sorted(apart, key=lambda name: apart[name].data_ptr()):
+        start, size = apart[name].data_ptr(), apart[name].nbytes
+        if start < end:
+            apart[name] = apart[name].clone()
+        end = max(end, start + size)
+    new = Path(f"{os.fspath(path)}.partial")
+    try:
+        write(apart, new, metadata=metadata)
+        new.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{os.fspath(path)}: {error}") from None
+    finally:
+        new.unlink(missing_ok=True)
 
 
 # Below this torch, weights_only can be circumvented: CVE-2026-24747, and before 2.6 CVE-2025-32434.
@@ -117,7 +150,11 @@ WRAPPERS = ("model", "state_dict", "teacher")
 
 
 def load_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch .bin or .pth file, read with weights_only=True; refused below SAFE_TO_UNPICKLE."""
+    """Return the tensors of a PyTorch .bin or .pth file, read with weights_only=True.
+
+    Raises:
+        CheckpointError: a torch below SAFE_TO_UNPICKLE, a damaged file, or more than tensors.
+    """
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < SAFE_TO_UNPICKLE:
         raise CheckpointError(
@@ -128,7 +165,7 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
         # Files from before torch 1.6 are no zip archives, and cannot be mapped into memory.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # unpickling damaged bytes raises nearly any type
-        # torch's own words would advise to run what is in the file.
+        # torch's own message would advise to run what is in the file.
         unsafe = isinstance(error, pickle.UnpicklingError)
         reason = "damaged, or more than tensors, which is never run" if unsafe else first_line(error)
         raise CheckpointError(f"{path}: not a whole PyTorch file of plain tensors ({reason})") from None
@@ -141,9 +178,17 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
     )
     if not plain:
         raise CheckpointError(f"{path}: holds no plain dictionary of tensors")
-    return state
+    return dict(state)
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, or its type when it says nothing."""
+    """Return the first line of an exception's message, or its type if it has none."""
     return str(error).partition("\n")[0] or type(error).__name__
+
+
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], torch.dtype]:
+    """Return shape and dtype of one array, leaving `file` at its first byte."""
+    shape, dtype = _read_header(file)
+    if dtype.str not in NPY_DTYPES:
+        raise ValueError(f"an array has dtype {dtype.str}")
+    return shape, {short: long for long, short in SHORT_DTYPE.items()}[NPY_DTYPES[dtype.str]]

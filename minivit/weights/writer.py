@@ -1,50 +1,84 @@
-"""Write a model in a layout that transformers loads: the tables of `load`, read backwards."""
+"""Write a model in a layout that transformers loads: the inverse of `load`, with the same tables."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from minivit.errors import CheckpointError, ShapeError, UsageError
-from minivit.images.spec import RESAMPLES, ImageSpec
-from minivit.model.capabilities import Model
+from minivit.model.capabilities import Model, image_model
 from minivit.model.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
 from minivit.model.swin import windows_of
-from minivit.weights.convert import assembly_of, rows_for, spellings
-from minivit.weights.families.configs import DERIVED, Config, read_config, read_image_spec
-from minivit.weights.families.tables import FAMILIES, Kind, Table
-from minivit.weights.files import Source
+from minivit.weights.configs import read_config
+from minivit.weights.convert import assembly_of, build, rows_for, spellings
+from minivit.weights.families.base import Config, Family, Given, Kind
+from minivit.weights.families.registry import FAMILIES, LAYOUTS
+from minivit.weights.files import Source, find
 from minivit.weights.operations import OPERATIONS
-from minivit.weights.tensorfile import save_file
-
-# Of FAMILIES, those that are written.
-LAYOUTS = (
-    "vit",
-    "deit",
-    "dinov2",
-    "dinov2_with_registers",
-    "clip",
-    "clip_vision_model",
-    "siglip",
-    "siglip_vision_model",
-    "swin",
-)
+from minivit.weights.preprocessing import write_preprocessor
+from minivit.weights.shards import SHORT_DTYPE, Shards, save_file
 
 
-def save(model: Model, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write config.json, preprocessor_config.json and model.safetensors as transformers' ViT, DeiT, DINOv2, CLIP,
-    SigLIP, the image tower of either, or Swin; of two towers the files of the tokenizer, too.
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What `convert_files` wrote."""
 
-    The layout is the first that has a place for every part of the model.
+    model: str  # its name
+    folder: Path
+    dtype: torch.dtype  # of the stored tensors
+    preprocessing: bool  # whether there is a preprocessor_config.json
+    moved_crop: bool  # whether transformers crops images with an odd margin one pixel beside this model
+
+
+def convert_files(
+    id_or_path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    family: str | None = None,
+) -> Conversion:
+    """Write any checkpoint that `load` reads as files of transformers, and return what was written.
 
     Args:
-        folder: made when it does not exist; the files of these names in it are replaced.
+        id_or_path, revision, family: as in `load`.
+        folder: for the files; files of the same names in it are replaced.
+        dtype: of the stored tensors; that of the checkpoint when None, float32 where it has several.
+
+    Raises:
+        UsageError: as `save`; or `folder` is a file, or holds the checkpoint itself.
+        Others: as `load`.
+    """
+    target, given = Path(folder), Path(id_or_path)
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{os.fspath(folder)}: a file; DST is a folder")
+    if given.exists() and target.resolve() in (given.resolve(), given.resolve().parent):
+        raise UsageError(f"{os.fspath(folder)}: holds SRC itself; name another folder")
+    source = find(id_or_path, revision, family)
+    if dtype is None:
+        with Shards(source) as shards:
+            stored = set(shards.dtypes.values())
+        dtype = next((long for long, short in SHORT_DTYPE.items() if {short} == stored), torch.float32)
+    model = build(source, dtype=dtype, device="cpu", family=family)
+    save(model, target)
+    spec = model.image_spec
+    moved = spec is not None and spec.crop is not None and spec.crop_rounding != "down"
+    return Conversion(model=source.name, folder=target, dtype=dtype, preprocessing=spec is not None, moved_crop=moved)
+
+
+def save(model: Model, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+    """Write config.json, preprocessor_config.json and model.safetensors in the layout of a family of transformers.
+
+    The family is the first of LAYOUTS that has a place for every part of the model: ViT, DeiT, DINOv2, CLIP, SigLIP,
+    the image tower of either, or Swin. With two towers, the files of the tokenizer are written too.
+
+    Args:
+        folder: created if it does not exist; files of the same names in it are replaced.
         dtype: of the stored tensors; the model's own when None.
 
     Raises:
@@ -54,69 +88,68 @@ def save(model: Model, folder: str | Path, *, dtype: torch.dtype | None = None) 
         raise UsageError(f"a minivit ViT, CLIP or Swin is written, not a {type(model).__name__}")
     state, config = dict(model.state_dict()), model.config
     if isinstance(config, ViTConfig) and config.positions == "learned_patches":
-        # A token without a position row is one whose row is zero, which is how the layouts write it.
+        # The layouts have a position for every token: of a token without one, it is zero.
         special = int(config.cls_token) + int(config.dist_token)
         pos_embed = state["pos_embed"]
         state["pos_embed"] = torch.cat([pos_embed.new_zeros(1, special, config.width), pos_embed], dim=1)
         config = replace(config, positions="learned")
-    table, kind, given = _layout(config, model)
-    # The trunk under its own name beside a head; a tower as in the files of both.
-    prefix = table.prefixes[0] if kind.head or table.section else ""
-    rows = rows_for(table, kind, config)
+    family, kind, given = _layout(config, model)
+    # A trunk beside a head has its prefix; a tower has it as in the files of both towers.
+    prefix = family.prefixes[0] if kind.head or family.section else ""
+    rows = rows_for(family, kind, config)
     outside = [name for target in ("head", "head_dist", "proj") if target in rows for name in rows[target]]
     tensors: dict[str, Tensor] = {}
     for target, tensor in state.items():
         names, layout, sizes = assembly_of(spellings(rows, target)[0], tensor.shape[0])
         for name, part in zip(names, tensor.split(sizes), strict=True):
-            assert name is not None, "no layout that is written leaves tensors out"
+            assert name is not None, "no layout of LAYOUTS leaves tensors out"
             full = name if name.rpartition(".")[0] in outside else prefix + name
-            # No layout that is written keeps the heads as an axis.
+            # No layout of LAYOUTS keeps the heads as an axis.
             tensors[full] = OPERATIONS[layout].save(part, 1).detach().to(dtype=dtype)
-    preprocessor = preprocessor_json(model.image_spec, table) if model.image_spec else None
+    preprocessor = write_preprocessor(model.image_spec, family) if model.image_spec else None
     texts = _tokenizer_files(model)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
     # transformers refuses a file without this entry.
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     stored = next(iter(tensors.values())).dtype
-    _write_json(folder / "config.json", {**given, "dtype": str(stored).removeprefix("torch.")})
+    _write_json(out / "config.json", {**given, "dtype": str(stored).removeprefix("torch.")})
     if preprocessor:
-        _write_json(folder / "preprocessor_config.json", preprocessor)
+        _write_json(out / "preprocessor_config.json", preprocessor)
     for name, content in texts.items():
-        (folder / name).write_bytes(content)
+        (out / name).write_bytes(content)
 
 
-def _layout(config: ViTConfig | CLIPConfig | SwinConfig, model: Model) -> tuple[Table, Kind, dict]:
-    """The first layout whose config.json, read back, is this configuration."""
-    classes = 0 if isinstance(config, CLIPConfig) else config.classes
-    pairs = {architecture for table in FAMILIES.values() if table.towers for architecture in table.kinds}
+def _layout(config: Config, model: Model) -> tuple[Family, Kind, Given]:
+    """Return the first layout whose config.json, read again, is this configuration."""
+    classes = 0 if isinstance(config, (CLIPConfig, TextConfig)) else config.classes
+    pairs = {architecture for family in FAMILIES.values() if family.towers for architecture in family.kinds}
     wanted = _comparable(config)
-    for name in LAYOUTS:
-        table = FAMILIES[name]
-        if table.config is not type(config):
+    for family in (FAMILIES[name] for name in LAYOUTS):
+        if family.config is not type(config):
             continue
         # Kinds that imply something before those that leave it open.
-        for architecture, kind in sorted(table.kinds.items(), key=lambda item: not item[1].values):
-            if bool(kind.head) is not bool(classes) or (architecture in pairs and not table.towers):
+        for architecture, kind in sorted(family.kinds.items(), key=lambda item: not item[1].values):
+            if bool(kind.head) is not bool(classes) or (architecture in pairs and not family.towers):
                 continue
-            given = config_json(config, model, name, architecture)
-            # What is optional by presence is told by the tensors that will be there.
+            given = write_config(config, model, family, architecture)
+            # The names of the tensors say which optional parts there are.
             shapes: dict[str, tuple[int, ...]] = dict.fromkeys(model.state_dict(), ())
-            shapes |= {f"{table.pooler}.weight": ()} if getattr(config, "pooler", False) else {}
-            source = Source(name=name, revision=None, config=given, preprocessor=None, shards=())
+            shapes |= {f"{family.pooler}.weight": ()} if getattr(config, "pooler", False) else {}
+            source = Source(name=family.name, revision=None, config=given, preprocessor=None, shards=())
             try:
-                read, _ = read_config(source, table, shapes)
+                read, _ = read_config(source, family, shapes)
             except CheckpointError:
                 continue
             if _comparable(read) == wanted:
-                return table, kind, given
+                return family, kind, given
     raise UsageError(
         f"none of transformers' layouts {', '.join(LAYOUTS)} has a place for every part of this model: {config}"
     )
 
 
 def _comparable(config: Config) -> Config:
-    """A configuration without what is no part of the files: how pictures of other sizes would be read."""
+    """Return a configuration without what the files do not hold: how images of other sizes are treated."""
     if isinstance(config, CLIPConfig):
         image, text = _comparable(config.image), config.text
         assert isinstance(image, ViTConfig)
@@ -131,7 +164,7 @@ def _comparable(config: Config) -> Config:
 
 
 def _windows_as_transformers(config: SwinConfig) -> bool:
-    """Whether the windows of a Swin's own picture size are cut, padded and rolled as transformers does."""
+    """Return whether transformers cuts, pads and rolls the windows in the same way at the Swin's own image size."""
     theirs = replace(config, windowing="hf")
     for stage in range(len(config.depths)):
         grid = config.grid(stage=stage)
@@ -145,121 +178,44 @@ def _windows_as_transformers(config: SwinConfig) -> bool:
 
 
 def _tokenizer_files(model: Model) -> dict[str, bytes]:
-    """The files of a CLIP's tokenizer, as they were loaded."""
+    """Return the files of a CLIP's tokenizer, unchanged: name -> contents."""
     tokenizer = model.tokenizer if model.has_text else None
     if tokenizer is None:
         return {}
-    if tokenizer.bare:
+    if tokenizer.canonical:
         raise UsageError(
-            f"{tokenizer.path}: does not say that punctuation and capitals are taken away first, as open_clip does, so "
-            "transformers would read texts otherwise; set model.tokenizer = None to write the model without it"
+            f"{tokenizer.path}: does not say that punctuation and capitals are removed first, as open_clip does, so "
+            "transformers would tokenize texts differently; set model.tokenizer = None to write the model without it"
         )
     beside = tokenizer.path.parent / "tokenizer_config.json"
     return {path.name: path.read_bytes() for path in (tokenizer.path, beside) if path.is_file()}
 
 
-def _write_json(path: Path, value: dict) -> None:
+def _write_json(path: Path, value: Given) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def config_json(
-    config: ViTConfig | CLIPConfig | SwinConfig, model: Model, family: str, architecture: str
-) -> dict[str, Any]:
-    """config.json of transformers for this model in one of LAYOUTS."""
-    table = FAMILIES[family]
-    result: dict[str, Any] = {"architectures": [architecture], "model_type": family}
+def write_config(config: Config, model: Model, family: Family, architecture: str) -> Given:
+    """Return config.json of transformers for this model in one of LAYOUTS: the inverse of `read_config`."""
+    result: Given = {"architectures": [architecture], "model_type": family.name}
     if isinstance(config, CLIPConfig):
-        for name, tower in table.towers.items():
-            given = _fields(getattr(config, name), tower)
-            result[str(tower.section)] = {"model_type": f"{family}_{PARTS[name]}_model", **given}
+        for name, tower in family.towers.items():
+            result[str(tower.section)] = {"model_type": tower.name, **_fields(getattr(config, name), tower)}
         return result if config.score == "sigmoid" else {**result, "projection_dim": config.text.projection}
-    result |= _fields(config, table)
-    if config.classes:
-        assert not model.has_text, "its classes are texts"
-        labels = model.labels or {index: f"LABEL_{index}" for index in range(config.classes)}
+    result |= _fields(config, family)
+    if not isinstance(config, TextConfig) and config.classes:
+        labels = image_model(model).labels or {index: f"LABEL_{index}" for index in range(config.classes)}
         result["id2label"] = {str(index): name for index, name in labels.items()}
         result["label2id"] = {name: index for index, name in labels.items()}
     return result
 
 
-PARTS = {"image": "vision", "text": "text"}  # what transformers calls the towers
-
-
-def _fields(config: ViTConfig | TextConfig | SwinConfig, table: Table) -> dict[str, Any]:
-    """A configuration in the words of one table, the inverse of `read_config`."""
-    given: dict[str, Any] = {key: getattr(config, name) for name, (key, _) in table.fields.items()}
+def _fields(config: ViTConfig | TextConfig | SwinConfig, family: Family) -> Given:
+    """Return a configuration with the keys of one family."""
+    given: Given = {key: getattr(config, name) for name, (key, _) in family.fields.items()}
     if not isinstance(config, TextConfig):
         height, width = config.image_size
         given["image_size"] = height if height == width else [height, width]
-    theirs = {ours: name for name, ours in reversed(table.activations.items())}
+    theirs = {ours: name for name, ours in reversed(list(family.activations.items()))}
     given["hidden_act"] = theirs[config.activation]
-    return given | (INVERSES[table.derived](config) if table.derived in INVERSES else {})
-
-
-def _dinov2(config: ViTConfig) -> dict[str, Any]:
-    swiglu = config.mlp == "swiglu"
-    return {"use_swiglu_ffn": swiglu, "mlp_ratio": _dinov2_ratio(config), "use_mask_token": False}
-
-
-def _clip_text(config: TextConfig) -> dict[str, Any]:
-    return {"eos_token_id": 2} if config.pooling == "argmax" else {}
-
-
-def _siglip_text(config: TextConfig) -> dict[str, Any]:
-    return {"projection_size": config.projection}
-
-
-def _swin(config: SwinConfig) -> dict[str, Any]:
-    return {"depths": list(config.depths), "num_heads": list(config.heads), "window_size": config.window[0]}
-
-
-# Of configs.DERIVED, by the same names.
-INVERSES: dict[str | None, Callable[[Any], dict[str, Any]]] = {
-    "dinov2": _dinov2,
-    "clip_text": _clip_text,
-    "siglip_text": _siglip_text,
-    "swin": _swin,
-}
-
-
-def _dinov2_ratio(config: ViTConfig) -> int:
-    """The mlp_ratio, for transformers a whole number, that makes this MLP; 0, which makes none, where none does."""
-    for ratio in range(1, 17):
-        sizes = {"hidden_size": config.width, "mlp_ratio": ratio, "use_swiglu_ffn": config.mlp == "swiglu"}
-        if DERIVED["dinov2"](sizes, {})["mlp_width"] == config.mlp_width:
-            return ratio
-    return 0
-
-
-def preprocessor_json(spec: ImageSpec, table: Table) -> dict:
-    """preprocessor_config.json of the first of transformers' image processors that does what this spec says.
-
-    Of a tower the family's own comes first: what joins it to a tokenizer in transformers asks for that.
-
-    Raises:
-        UsageError: the spec has a step none of them has.
-    """
-    size: dict[str, int] | None = None
-    if isinstance(spec.resize, int):
-        size = {"shortest_edge": spec.resize}
-    elif spec.resize:
-        size = {"height": spec.resize[0], "width": spec.resize[1]}
-    values = {
-        "do_resize": spec.resize is not None,
-        **({"size": size} if size else {}),
-        "resample": RESAMPLES.index(spec.resample),
-        "do_center_crop": spec.crop is not None,
-        **({"crop_size": {"height": spec.crop[0], "width": spec.crop[1]}} if spec.crop else {}),
-        "do_rescale": spec.rescale != 1,
-        "rescale_factor": spec.rescale,
-        "do_normalize": True,
-        "image_mean": list(spec.mean),
-        "image_std": list(spec.std),
-    }
-    # transformers' ViTImageProcessor crops too, when told, but its class documents no crop.
-    kinds = ("BitImageProcessor",) if spec.crop else ("ViTImageProcessor", "DINOv3ViTImageProcessor")
-    for kind in (table.processor, *kinds) if table.towers or table.section else kinds:
-        result = {"image_processor_type": kind, **values}
-        if read_image_spec(result, kind) == replace(spec, crop_rounding="down"):
-            return result
-    raise UsageError(f"none of transformers' processors does: {spec}")
+    return given | (family.write(config) if family.write else {})

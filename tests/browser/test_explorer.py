@@ -20,7 +20,7 @@ from PIL import Image
 from minivit import study, viz
 from minivit.cli import main
 from minivit.errors import ShapeError, UsageError
-from minivit.viz.page.html import LEVELS, STEPS
+from minivit.viz.page.data import LEVELS, STEPS
 
 pytestmark = pytest.mark.browser
 
@@ -379,7 +379,7 @@ def test_pointing_and_keys_show_the_attention_of_the_tensors(open_page):
             probs[block][:, query].amax(0) if head == "max" else probs[block][head, query])  # fmt: skip
         text = page.text("#readout")
         name = f"patch ({(query - 2) // 5}, {(query - 2) % 5})" if query >= 2 else ["CLS", "DIST"][query]
-        assert text.startswith(name + " gives "), text
+        assert text.startswith(name + " attends "), text
         if target is None:
             assert shown(numbers(text)[0], float(row.max()), True)
             assert shown(numbers(text)[1], float(row[query]), True)
@@ -407,13 +407,13 @@ def test_pointing_and_keys_show_the_attention_of_the_tensors(open_page):
     says(0, 1, 2, 6)
     page.pick(".thumbs.headed button[aria-label^='block 1, head 2']")
     says(1, 2, 2, 6)
-    assert page.text("#note .what") == "How much patch (0, 0) reads from every token in block 1, head 2."
+    assert page.text("#note .what") == "How much patch (0, 0) attends to every token in block 1, head 2."
     page.key(Keys.ARROW_LEFT, on=".thumbs.headed button[aria-current]")
     assert page.text("#note .what").endswith("in block 1, head 1.")
     page.key(Keys.ARROW_DOWN, on=".thumbs.headed button[aria-current]")
     assert page.text("#note .what").endswith("in block 2, head 1.")
     page.pick(".chip:nth-of-type(2)")
-    assert page.text("#note .what").startswith("How much DIST reads")
+    assert page.text("#note .what").startswith("How much DIST attends to")
     values = [float(value.text) for value in page.browser.find_elements("css selector", ".chip .value")]
     assert all(shown(value, float(probs[2][1, 1, i]), True) for i, value in enumerate(values))
     assert len(values) == 2
@@ -421,11 +421,11 @@ def test_pointing_and_keys_show_the_attention_of_the_tensors(open_page):
     assert page.complaints() == []
 
 
-def test_pixels_of_the_map_are_those_of_the_ramp(open_page):
+def test_pixels_of_the_map_are_those_of_the_colormap(open_page):
     page = open_page("two")
     row = page.seen.trace.attention[2][0, :, 0].mean(0)[2:]
     pixels = page.js("return [...document.getElementById('map').getContext('2d').getImageData(0, 0, 5, 3).data]")
-    colours = page.js("return [...RAMP]")
+    colours = page.js("return [...COLORMAP]")
     most = float(row.max())
     for p in range(15):
         best = min(range(256), key=lambda c: sum(abs(colours[3 * c + i] - pixels[4 * p + i]) for i in range(3)))
@@ -506,12 +506,12 @@ def test_the_lens_of_tokens_and_its_map(open_page):
     assert shown(float(page.text("#legend .ends span:last-child")), float(page.seen.lens_SNT[1, 2:17, 0].max()))
 
 
-def test_lengths_and_components(open_page):
+def test_norms_and_components(open_page):
     page = open_page("two")
     page.pick("#tab-tokens")
     page.set(".pane:not([hidden]) input[type='range']", 1)
     page.point(0, 3)
-    assert page.text("#readout").startswith("patch (0, 3) after block 0: length ")
+    assert page.text("#readout").startswith("patch (0, 3) after block 0: L2 norm ")
     assert shown(float(page.text("#readout").split()[-1]), float(page.seen.norms_SN[1, 2 + 3]))
     chips = [float(value.text) for value in page.browser.find_elements("css selector", ".chip .value")]
     assert all(shown(chip, float(page.seen.norms_SN[1, i])) for i, chip in enumerate(chips))
@@ -529,7 +529,7 @@ def test_the_network_s_own_picture_below_the_map(open_page):
     page.pick("input[value='seen']")
     assert page.js("return document.getElementById('image').src === about.seen")
     page.point(2, 4)
-    assert page.text("#readout").startswith("patch (2, 4) gives most to ")
+    assert page.text("#readout").startswith("patch (2, 4) attends most to ")
     ratio = "const { width, height } = document.getElementById('photo').getBoundingClientRect(); return width / height"
     assert page.js(ratio) == pytest.approx(40 / 24, rel=0.02)
     page.pick("input[value='photo']")
@@ -596,12 +596,12 @@ def test_other_models(open_page, kind):
     page.pick("#tab-attention")
     page.point(0, 0)
     query = "CLS" if kind == "class token only" else "patch (0, 0)"
-    assert page.text("#note .what").startswith(f"How much {query} reads")
+    assert page.text("#note .what").startswith(f"How much {query} attends to")
     if kind == "none":
         page.pick("#tab-lens")
         page.pick(".chip")
         answer = page.seen.lens_scores_SNJ[3, 15, 0]
-        assert page.text("#readout").startswith("what the head reads")
+        assert page.text("#readout").startswith("pooled output")
         assert shown(float(page.text(".lens button:last-of-type .value")), float(answer))
     assert page.requests() == []
     assert page.complaints() == []

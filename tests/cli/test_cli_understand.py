@@ -158,7 +158,7 @@ def test_ablate_scans(look, photo, what, tmp_path):
     assert record["logit"] == float(whole)
     assert (record["scan"], record["how"]) == (what, "mean")
     with Image.open(out) as image:
-        assert image.width == 100 if what == "patches" else image.width >= 420
+        assert image.width == 1000 if what == "patches" else image.width >= 420
     code, text, _, _ = look("ablate", photo, "--scan", what)
     assert code == 0
     assert "strongest: " in text
@@ -235,9 +235,12 @@ def test_heads_of_a_folder(look, photo, tmp_path):
         close([float(row[name]) for row in rows], values.mean(0).flatten())
     assert {row["pictures"] for row in rows} == {"3"}
     with Image.open(picture) as image:
-        assert image.size == (880, 30 + 4 * 250)  # distance, entropy, cls, registers, self, neighbours, patches
+        assert image.size == (
+            2070,
+            300 * (0.3 + 4 * 1.75),
+        )  # distance, entropy, cls, registers, self, neighbours, patches
     lines = text.splitlines()
-    assert lines[0] == "heads of small, mean over 3 pictures"
+    assert lines[0] == "heads of small, mean over 3 images"
     assert len(lines) == 5
     assert f"{float(expected['distance'].mean(0)[2].max()):.1f}" in lines[-1]
     assert "registers" in lines[1]
@@ -249,7 +252,7 @@ def test_heads_goes_on_past_what_is_no_picture(look, photo, tmp_path):
     (tmp_path / "b.png").write_bytes(b"no picture")
     code, text, talk, _ = look("heads", str(tmp_path))
     assert code == 3
-    assert "mean over 1 picture\n" in text
+    assert "mean over 1 image\n" in text
     assert "b.png" in talk
     assert len(talk.splitlines()) == 1
     (tmp_path / "a.png").unlink()
@@ -259,7 +262,7 @@ def test_heads_goes_on_past_what_is_no_picture(look, photo, tmp_path):
     (tmp_path / "b.png").unlink()
     code, text, talk, _ = look("heads", str(tmp_path))
     assert code == 2
-    assert "no picture to look at" in talk
+    assert "no image to examine" in talk
 
 
 # Refusals
@@ -273,7 +276,8 @@ def test_heads_goes_on_past_what_is_no_picture(look, photo, tmp_path):
         (["attribute", "PHOTO"], "siglip", "an attention pool stands between"),
         (["ablate", "PHOTO", "--scan", "heads"], "clip", "has no classifier, so there is no logit"),
         (["lens", "PHOTO", "--class", "unicorn"], "vit", "no class of that name"),
-        (["lens", "PHOTO", "-o", "lens.svg"], "vit", "must end in .png"),
+        (["lens", "PHOTO", "-o", "lens.gif"], "vit", "must end in .png or .svg or .pdf"),
+        (["lens", "PHOTO", "--patches", "-o", "lens.svg"], "vit", "must end in .png"),
         (["attribute", "PHOTO", "--class", "5"], "vit", "classes 0 to 4"),
         (["ablate", "PHOTO"], "vit", "either --scan or what to ablate"),
         (["ablate", "PHOTO", "--scan", "heads", "--mlps", "1"], "vit", "either --scan or what to ablate"),
@@ -291,7 +295,7 @@ def test_heads_goes_on_past_what_is_no_picture(look, photo, tmp_path):
         (["ablate", "PHOTO", "--tokens", "cls;heads=1"], "vit", "must name tokens and nothing else"),
         (["ablate", "PHOTO", "--scan", "heads", "-o", "missing/x.png"], "vit", "cannot be written"),
         (["heads", "PHOTO", "-o", "missing/heads.csv"], "vit", "cannot be written (no such folder)"),
-        (["heads", "PHOTO", "-o", "heads.svg"], "vit", "must end in .csv or .png"),
+        (["heads", "PHOTO", "-o", "heads.gif"], "vit", "must end in .csv or .png or .svg or .pdf"),
     ],
 )
 def test_one_clear_line(look, photo, argv, family, words):

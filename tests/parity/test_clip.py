@@ -102,15 +102,15 @@ def test_without_tokenizer_config_the_end_pads(clip, tmp_path):
 @pytest.mark.parametrize(
     "file, text, said",
     [
-        ("tokenizer.json", "{", "tokenizer.json: not a tokenizer"),
+        ("tokenizer.json", "{", "tokenizer.json: the tokenizers package cannot read it"),
         ("tokenizer_config.json", "[", "tokenizer_config.json: not readable as JSON"),
-        ("tokenizer_config.json", '{"pad_token": "<none>"}', "pads with '<none>'"),
+        ("tokenizer_config.json", '{"pad_token": "<none>"}', "the padding token '<none>' is not in"),
     ],
 )
 def test_a_damaged_tokenizer_is_named(clip, tmp_path, file, text, said):
     shutil.copytree(clip[0], tmp_path, dirs_exist_ok=True)
     (tmp_path / file).write_text(text)
-    model = minivit.load(tmp_path)  # pictures alone go without
+    model = minivit.load(tmp_path)  # images alone do not need it
     with pytest.raises(CheckpointError, match=said) as raised:
         model.tokenize(["a dog"])
     assert "\n" not in str(raised.value)
@@ -226,7 +226,7 @@ def test_the_end_that_is_called_2_means_the_greatest_id(tmp_path):
         (torch.zeros(5, dtype=torch.int64), ShapeError, r"expected \(B, T\)"),
         (torch.tensor([[1, 10**6]]), UsageError, "the vocabulary has 0 to"),
         (torch.tensor([[1, -1]]), UsageError, "ids go from -1 to 1"),
-        (torch.tensor([[1, 2, 3]]), UsageError, "a text has no token"),
+        (torch.tensor([[1, 2, 3]]), UsageError, "a text has no end token"),
     ],
 )
 def test_ids_the_tower_cannot_read_are_refused(clip, ids, error, said):
@@ -234,12 +234,12 @@ def test_ids_the_tower_cannot_read_are_refused(clip, ids, error, said):
         minivit.load(clip[0]).encode_text(ids)
 
 
-def test_towers_that_cannot_meet_are_refused(siglip, tmp_path):
+def test_towers_with_different_embedding_sizes_are_refused(siglip, tmp_path):
     shutil.copytree(siglip[0], tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     config["text_config"]["projection_size"] = 41
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="pictures end in 42 numbers and texts in 41"):
+    with pytest.raises(CheckpointError, match="image embeddings have size 42 and text embeddings 41"):
         minivit.load(tmp_path)
 
 
@@ -303,7 +303,7 @@ def test_the_zero_shot_model_shares_the_weights_of_the_tower(clip):
     [
         ([], ["{}"], "at least one"),
         ("dog", ["{}"], "give a list"),
-        (["dog", "cat", "dog"], ["{}"], "'dog' is there more than once"),
+        (["dog", "cat", "dog"], ["{}"], "'dog' is given more than once"),
         (["dog"], ["a photo"], "no {}"),
         (["dog"], [], "give a list of at least one"),
         (["dog"], "{}", "give a list of at least one"),
@@ -355,7 +355,7 @@ def test_classify_with_labels(clip, photo, tmp_path, capsys):
         (["--template", "a {}"], 2, "--template says how labels are spoken of"),
         (["--labels-file", "/nowhere/labels.txt"], 2, "/nowhere/labels.txt: no text file to read"),
         (["--labels", "dog", "--template", "a photo"], 2, "template 'a photo' has no {}"),
-        (["--labels", "dog", "dog"], 2, "'dog' is there more than once"),
+        (["--labels", "dog", "dog"], 2, "'dog' is given more than once"),
     ],
 )
 def test_what_is_wrong_with_labels_is_one_line(clip, photo, capsys, arguments, code, said):
@@ -372,7 +372,7 @@ def test_labels_for_a_model_without_texts(photo, capsys):
         assert said in capsys.readouterr().err
 
 
-def test_pictures_alone_never_import_tokenizers(clip, photo):
+def test_images_alone_never_import_tokenizers(clip, photo):
     code = (
         "import sys, minivit.cli\n"
         f"code = minivit.cli.main(['attention', {str(photo)!r}, '--model', {str(clip[0])!r}, '-o', 'map.npy'])\n"
@@ -422,7 +422,7 @@ def test_both_towers_are_written_with_their_tokenizer_and_preprocessing(pair, ph
     assert (
         processor.removesuffix("ImageProcessor") in type(AutoImageProcessor.from_pretrained(tmp_path / "out")).__name__
     )
-    model.tokenizer.bare = True
+    model.tokenizer.canonical = True
     with pytest.raises(UsageError, match=r"punctuation and capitals .* set model\.tokenizer = None"):
         minivit.save(model, tmp_path / "bare")
     model.tokenizer = None
@@ -434,7 +434,7 @@ def test_both_towers_are_written_with_their_tokenizer_and_preprocessing(pair, ph
 
 
 @both
-def test_a_text_finds_pictures_and_a_picture_finds_texts(pair, photo, tmp_path, capsys):
+def test_a_text_finds_images_and_an_image_finds_texts(pair, photo, tmp_path, capsys):
     model = minivit.load(pair[0])
     pool = "projection" if model.config.score == "softmax" else "pooler"
     other = tmp_path / "other.png"
@@ -457,7 +457,7 @@ def test_a_text_finds_pictures_and_a_picture_finds_texts(pair, photo, tmp_path, 
     assert found == pytest.approx({"two cats": cosines[0], "a dog on grass": cosines[1]}, abs=1e-5)
 
 
-def test_a_text_is_never_what_was_meant_as_a_picture(clip, photo, tmp_path, capsys):
+def test_a_missing_image_file_is_not_taken_as_a_text(clip, photo, tmp_path, capsys):
     store = tmp_path / "pictures.npy"
     assert main(["embed", str(photo), "--pool", "cls", "-o", str(store), "--model", str(clip[0])]) == 0
     capsys.readouterr()
@@ -474,7 +474,7 @@ def test_a_text_is_never_what_was_meant_as_a_picture(clip, photo, tmp_path, caps
         (["--text", "a dog", "--pool", "cls"], "--text takes texts alone"),
     ],
 )
-def test_texts_and_pictures_are_not_mixed(clip, photo, capsys, arguments, said):
+def test_texts_and_images_are_not_mixed(clip, photo, capsys, arguments, said):
     arguments = [str(photo) if part == "PHOTO" else part for part in arguments]
     assert main(["embed", *arguments, "--model", str(clip[0])]) == 2
     assert said in capsys.readouterr().err
@@ -558,7 +558,7 @@ def test_every_layer_is_read_into_the_space_of_texts(clip):
         assert (zero_shot.answer(t["blocks.1.resid_post"]) - t["logits"]).abs().max() <= 1e-12
 
 
-def test_the_lens_reads_labels_and_attribution_refuses_a_cosine(clip, photo, capsys):
+def test_the_lens_accepts_labels_and_attribution_refuses_a_cosine(clip, photo, capsys):
     options = [str(photo), "--model", str(clip[0]), "--labels", "a dog", "two cats"]
     assert main(["lens", *options, "--class", "a dog", "--json"]) == 0
     text = capsys.readouterr().out

@@ -171,7 +171,7 @@ def test_long_lists_are_cut(copy: Path) -> None:
 def test_the_same_tensor_under_two_names(copy: Path) -> None:
     """With and without the prefix; in the old and in the new spelling."""
     edit_tensors(copy, lambda tensors: tensors.update({CLS.removeprefix("vit."): tensors[CLS].clone()}))
-    assert "tensors stand with and without 'vit.': " in refusal(copy)
+    assert "tensors with and without 'vit.': " in refusal(copy)
     edit_tensors(copy, lambda tensors: tensors.pop(CLS.removeprefix("vit.")))
     minivit.load(copy)
     new = "vit.layers.0.attention.q_proj.weight"
@@ -275,7 +275,7 @@ def test_parts_of_one_parameter_in_different_precisions(copy: Path) -> None:
         ({"qkv_bias": "no"}, "qkv_bias = 'no'; expected a value like true"),
         ({"hidden_act": "swish9"}, "hidden_act = 'swish9'; known are gelu"),
         ({"hidden_act": ["gelu"]}, "hidden_act = ['gelu']"),
-        ({"model_type": "bert"}, "model_type 'bert'; known are vit"),
+        ({"model_type": "bert"}, "model_type 'bert'; known are clip, clip_vision_model, deit"),
         ({"model_type": None}, "model_type None"),
         ({"architectures": ["ViTForMaskedImageModeling"]}, "architectures = ['ViTForMaskedImageModeling']; known are"),
         ({"architectures": "ViTModel"}, "architectures = 'ViTModel'"),

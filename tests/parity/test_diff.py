@@ -19,12 +19,13 @@ from torch import Tensor, nn
 import minivit
 from minivit import parity
 from minivit.cli import main
-from minivit.cli.checkpoints.diff import other_specs
 from minivit.images.spec import ImageSpec
 from minivit.model.embed import resample_positions
 from minivit.model.vit import ViT
-from minivit.parity.libraries import Peer, load_peer
-from minivit.parity.search import Row, hypotheses, measure
+from minivit.parity.causes import candidates
+from minivit.parity.comparison import Row, measure
+from minivit.parity.libraries import ReferenceModel, load_reference
+from minivit.parity.pixels import other_specs
 from minivit.study.names import step_names
 from minivit.weights import find
 
@@ -113,37 +114,39 @@ def test_the_table_for_people(reference, diff, photo):
 # --- faults planted in a copy of the reference ----------------------------------------------------------------
 
 
-def peer_of(made: Reference, library: str = "transformers") -> tuple[ViT, Peer]:
+def reference_of(made: Reference, library: str = "transformers") -> tuple[ViT, ReferenceModel]:
     model = minivit.load(made.path)
-    peer = load_peer(library, find(made.path), model.config)
-    return model, peer
+    reference = load_reference(library, find(made.path), model.config)
+    return model, reference
 
 
-def layers_of(peer: Peer) -> list[nn.Module]:
-    return [peer.module.get_submodule(peer.place(f"blocks.{i}.resid_post")) for i in range(peer.config.depth)]
+def layers_of(reference: ReferenceModel) -> list[nn.Module]:
+    return [
+        reference.module.get_submodule(reference.place(f"blocks.{i}.resid_post")) for i in range(reference.config.depth)
+    ]
 
 
 @torch.no_grad()
-def other_eps(peer: Peer) -> None:
-    for module in peer.module.modules():
+def other_eps(reference: ReferenceModel) -> None:
+    for module in reference.module.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = 1e-5
 
 
 @torch.no_grad()
-def odd_eps_in_one_norm(peer: Peer) -> None:
-    layers_of(peer)[1].layernorm_after.eps = 0.0123
+def odd_eps_in_one_norm(reference: ReferenceModel) -> None:
+    layers_of(reference)[1].layernorm_after.eps = 0.0123
 
 
-def tanh_gelu(peer: Peer) -> None:
-    for layer in layers_of(peer):
+def tanh_gelu(reference: ReferenceModel) -> None:
+    for layer in layers_of(reference):
         layer.mlp.activation_fn = nn.GELU(approximate="tanh")
 
 
 @torch.no_grad()
-def inner_heads(peer: Peer) -> None:
+def inner_heads(reference: ReferenceModel) -> None:
     """Heads as the inner axis: channel c of head a stands at c * heads + a of the projections."""
-    for layer in layers_of(peer):
+    for layer in layers_of(reference):
         attention = layer.attention
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
             for parameter in (projection.weight, projection.bias):
@@ -152,50 +155,50 @@ def inner_heads(peer: Peer) -> None:
 
 
 @torch.no_grad()
-def keys_for_queries(peer: Peer) -> None:
-    for layer in layers_of(peer):
+def keys_for_queries(reference: ReferenceModel) -> None:
+    for layer in layers_of(reference):
         q, k = layer.attention.q_proj, layer.attention.k_proj
         layer.attention.q_proj, layer.attention.k_proj = k, q
 
 
 @torch.no_grad()
-def no_value_bias(peer: Peer) -> None:
-    for layer in layers_of(peer):
+def no_value_bias(reference: ReferenceModel) -> None:
+    for layer in layers_of(reference):
         layer.attention.v_proj.bias.zero_()
 
 
 @torch.no_grad()
-def no_bias_behind_the_mlp_of_the_last_block(peer: Peer) -> None:
-    layers_of(peer)[-1].mlp.fc2.bias.zero_()
+def no_bias_behind_the_mlp_of_the_last_block(reference: ReferenceModel) -> None:
+    layers_of(reference)[-1].mlp.fc2.bias.zero_()
 
 
-def scale_of_the_width(peer: Peer) -> None:
-    for layer in layers_of(peer):
-        layer.attention.scaling = peer.config.width**-0.5
+def scale_of_the_width(reference: ReferenceModel) -> None:
+    for layer in layers_of(reference):
+        layer.attention.scaling = reference.config.width**-0.5
 
 
-def odd_scale(peer: Peer) -> None:
-    for layer in layers_of(peer):
+def odd_scale(reference: ReferenceModel) -> None:
+    for layer in layers_of(reference):
         layer.attention.scaling = 0.123
 
 
-def other_stretching(peer: Peer) -> None:
-    embeddings = peer.module.embeddings
+def other_stretching(reference: ReferenceModel) -> None:
+    embeddings = reference.module.embeddings
 
     def stretched(embedding: Tensor, height: int, width: int) -> Tensor:
-        new = peer.config.layout_for((height, width))
-        return resample_positions(embeddings.position_embeddings, peer.config.layout, new, "torchvision")
+        new = reference.config.layout_for((height, width))
+        return resample_positions(embeddings.position_embeddings, reference.config.layout, new, "torchvision")
 
     embeddings.interpolate_pos_encoding = stretched
 
 
-def distillation_token_first(peer: Peer) -> None:
+def distillation_token_first(reference: ReferenceModel) -> None:
     hook = lambda module, args, out: torch.cat([out[:, 1:2], out[:, :1], out[:, 2:]], dim=1)  # noqa: E731
-    peer.module.deit.embeddings.register_forward_hook(hook)
+    reference.module.deit.embeddings.register_forward_hook(hook)
 
 
-def class_token_last(peer: Peer) -> None:
-    embeddings = peer.module.vit.embeddings
+def class_token_last(reference: ReferenceModel) -> None:
+    embeddings = reference.module.vit.embeddings
 
     def forward(pixel_values: Tensor, **kwargs) -> Tensor:
         patches = embeddings.patch_embeddings(pixel_values)
@@ -205,8 +208,8 @@ def class_token_last(peer: Peer) -> None:
     embeddings.forward = forward
 
 
-def post_norm(peer: Peer) -> None:
-    for layer in layers_of(peer):
+def post_norm(reference: ReferenceModel) -> None:
+    for layer in layers_of(reference):
 
         def forward(x: Tensor, *args, layer=layer, **kwargs) -> Tensor:
             x = layer.layernorm_before(x + layer.attention(x)[0])
@@ -216,13 +219,13 @@ def post_norm(peer: Peer) -> None:
 
 
 @torch.no_grad()
-def weights_through_bfloat16(peer: Peer) -> None:
-    for parameter in peer.module.parameters():
+def weights_through_bfloat16(reference: ReferenceModel) -> None:
+    for parameter in reference.module.parameters():
         parameter.copy_(parameter.bfloat16())
 
 
-def half_a_layer_in_bfloat16(peer: Peer) -> None:
-    for layer in layers_of(peer):
+def half_a_layer_in_bfloat16(reference: ReferenceModel) -> None:
+    for layer in layers_of(reference):
         layer.mlp.fc1.register_forward_hook(lambda module, args, out: out.bfloat16().to(out.dtype))
 
 
@@ -249,10 +252,10 @@ PLANTED = [
         "vit-classifier",
         "prefix order",
         "embed.tokens",
-        "patches, class, here as class, patches, over",
+        "patches, class, here class, patches, with positions that do not move",
     ),
-    (post_norm, "vit-classifier", "norm placement", "blocks.0.norm1", "behind the residual sums"),
-    (weights_through_bfloat16, "vit-classifier", "dtype", "embed.patches", "weights went through bfloat16"),
+    (post_norm, "vit-classifier", "norm placement", "blocks.0.norm1", "follow the residual sums"),
+    (weights_through_bfloat16, "vit-classifier", "dtype", "embed.patches", "weights were stored in bfloat16"),
     (half_a_layer_in_bfloat16, "vit-classifier", "dtype", "blocks.0.mlp.pre", "numbers are bfloat16"),
 ]
 
@@ -260,12 +263,14 @@ PLANTED = [
 @pytest.mark.parametrize(("fault", "id", "cause", "step", "words"), PLANTED, ids=lambda p: getattr(p, "__name__", None))
 def test_a_fault_in_the_reference_is_named(fault, id, cause, step, words, reference):
     made = reference(id)
-    model, peer = peer_of(made)
-    fault(peer)
+    model, reference = reference_of(made)
+    fault(reference)
     size = (40, 24) if id == "dinov2-backbone" else made.size
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(3))
     names = step_names(model)
-    rows, causes = parity.diff(model, x, {"float64": peer.steps(x.double(), names), "float32": peer.steps(x, names)})
+    rows, causes = parity.diff(
+        model, x, {"float64": reference.steps(x.double(), names), "float32": reference.steps(x, names)}
+    )
     assert rows[-1].name == step
     assert not rows[-1].equal
     assert all(row.equal for row in rows[:-1])
@@ -277,28 +282,28 @@ def test_a_fault_in_the_reference_is_named(fault, id, cause, step, words, refere
 
 
 def test_a_fault_nothing_explains_is_said_to_be_unexplained(reference):
-    model, peer = peer_of(reference("vit-classifier"))
+    model, reference = reference_of(reference("vit-classifier"))
     with torch.no_grad():
-        layers_of(peer)[0].mlp.fc1.weight[5, 7] += 1
+        layers_of(reference)[0].mlp.fc1.weight[5, 7] += 1
     x = torch.randn(1, 3, 40, 40)
-    rows, causes = parity.diff(model, x, {"float64": peer.steps(x.double(), step_names(model))})
+    rows, causes = parity.diff(model, x, {"float64": reference.steps(x.double(), step_names(model))})
     assert rows[-1].name == "blocks.0.mlp.pre"
     assert causes == []
 
 
 def test_looking_leaves_both_models_alone(reference):
-    model, peer = peer_of(reference("vit-classifier"))
+    model, reference = reference_of(reference("vit-classifier"))
     before = copy.deepcopy(model.state_dict())
-    tanh_gelu(peer)
+    tanh_gelu(reference)
     x, own = torch.randn(1, 3, 40, 40), F.scaled_dot_product_attention
     answer = model(x)
-    parity.diff(model, x, {"float32": peer.steps(x, step_names(model))})
+    parity.diff(model, x, {"float32": reference.steps(x, step_names(model))})
     assert torch.equal(model(x), answer)
     assert model.patch_embed.weight.dtype == torch.float32
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert F.scaled_dot_product_attention is own
     assert torch.backends.mha.get_fastpath_enabled()
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in peer.module.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in reference.module.modules())
 
 
 # --- the trace of a faulty port -------------------------------------------------------------------------------
@@ -459,7 +464,7 @@ def test_the_files_of_a_port(hf_checkpoint, diff, photo, tmp_path):
     code, text, _ = diff(folder, photo, "--against", out)
     assert code == 1
     assert "parity breaks at pixels" in text
-    assert "preprocessing: colours stand as BGR" in text
+    assert "preprocessing: channels are in the order BGR" in text
 
 
 def test_a_trace_of_minivit_itself_is_equal(hf_checkpoint, diff, photo, tmp_path, capsys):
@@ -562,23 +567,23 @@ def everything() -> ViT:
 
 @pytest.mark.slow
 def test_everything_that_is_tried_can_be_found():
-    """Each hypothesis, done to a copy of the model, is found by its own words: none is dead, none hides another."""
+    """Each candidate, done to a copy of the model, is found by its own words: none is dead, none hides another."""
     model, x = everything(), fakes.pixels(batch=1, dtype=torch.float32)
     exact = copy.deepcopy(model).double()
     unseen, causes_seen = [], set()
-    for hypothesis in hypotheses(exact):
+    for candidate in candidates(exact):
         with torch.no_grad(), ExitStack() as stack:
-            for where, edit in hypothesis.edits:
+            for where, edit in candidate.edits:
                 for i in range(3) if "{i}" in where else [-1]:
                     edit(stack, exact, i)
             dumped = dict(minivit.trace(exact, x.double()))
         rows, causes = parity.diff(model, x, {"float64": dumped})
         if rows[-1].equal:
-            unseen.append(hypothesis.says)
+            unseen.append(candidate.says)
             continue
-        assert hypothesis.says in [cause.says for cause in causes], (hypothesis.says, rows[-1].name, causes)
-        assert {cause.cause for cause in causes} == {hypothesis.cause}, (hypothesis.says, causes)
-        causes_seen.add(hypothesis.cause)
+        assert candidate.says in [cause.says for cause in causes], (candidate.says, rows[-1].name, causes)
+        assert {cause.cause for cause in causes} == {candidate.cause}, (candidate.says, causes)
+        causes_seen.add(candidate.cause)
     assert causes_seen >= {*FAULTS, "positions", "layer scale", "pixel order", "pooling"}
-    # The grid of this picture is not the trained one, so that there are no columns to run down.
-    assert unseen == ["positions run down the columns, here along the rows"]
+    # The grid of this picture is not the trained one, so that there are no columns to run along.
+    assert unseen == ["positions run along the columns, here along the rows"]

@@ -17,7 +17,7 @@ from minivit import parity
 from minivit.cli import main
 from minivit.errors import UsageError
 from minivit.model.swin import Windows
-from minivit.parity.libraries import load_peer
+from minivit.parity.libraries import load_reference
 from minivit.parity.swin import PLACES, swin_place
 from minivit.weights import find
 
@@ -51,16 +51,16 @@ def test_parity_holds_with_every_library(id, library, tmp_path, capsys):
 def test_a_fault_in_the_reference_is_named(tmp_path):
     reference = next(case for case in CASES if case.id == "swin-classifier").make(tmp_path)
     model = minivit.load(reference.path)
-    peer = load_peer("transformers", find(reference.path), model.config)
+    library = load_reference("transformers", find(reference.path), model.config)
     with torch.no_grad():
         # The first block that is shifted has learned nothing of places.
-        peer.module.get_submodule(
+        library.module.get_submodule(
             "swin.encoder.layers.0.blocks.1.attention.relative_position_bias"
         ).relative_position_bias_table.zero_()
     names = parity.swin_step_names(model.config)
-    rows, causes = parity.diff_swin(model, PIXELS.float(), {"float64": peer.steps(PIXELS, names)})
+    rows, causes = parity.diff_swin(model, PIXELS.float(), {"float64": library.steps(PIXELS, names)})
     assert rows[-1].name == "blocks.1.resid_mid"
-    assert causes[0].says == "nothing is added for places"
+    assert causes[0].says == "no bias is added for positions"
 
 
 def seeded():
@@ -118,7 +118,7 @@ def planted(fault: str):
     ("fault", "step", "words"),
     [
         ("eps", "embed.tokens", "eps of the LayerNorm is 0.001, here 1e-05"),
-        ("GELU form", "blocks.0.mlp.act", "the MLP bends by gelu_tanh"),
+        ("GELU form", "blocks.0.mlp.act", "the activation of the MLP is gelu_tanh"),
         ("windows", "blocks.1.resid_mid", "padded and rolled as timm does, here as hf"),
         ("mask", "blocks.1.resid_mid", "shifted windows have no mask"),
         ("shift", "blocks.1.resid_mid", "the windows are not shifted"),
@@ -159,7 +159,7 @@ def test_steps_and_places_of_a_swin(tmp_path, capsys):
     assert swin_place(model.config, "blocks.4.norm1", "torchvision") == "features.3.2.norm1"
     assert swin_place(model.config, "stages.1.merge", "timm") == "layers.2.downsample"
     assert len({frozenset(places) for places in PLACES.values()}) == 1
-    with pytest.raises(UsageError, match="reads a ViT"):
+    with pytest.raises(UsageError, match="needs a minivit Swin"):
         parity.swin_steps(nn.Identity(), PIXELS)
     for name in ("blocks.7.norm1", "stages.2.merge", "blocks.0.q"):
         with pytest.raises(UsageError, match="no step of this Swin"):
@@ -170,7 +170,7 @@ def test_steps_and_places_of_a_swin(tmp_path, capsys):
     assert main(["diff", str(tmp_path), "--against", str(tmp_path / "port.safetensors"), "--offline"]) == 0
     out, err = capsys.readouterr()
     assert "equal: 54 steps within tolerance" in out
-    assert "not compared, for the other side does not show it: norm" in out
+    assert "not compared, because the other side does not have it: norm" in out
     assert "blocks.0.q is no step" in err
     port["blocks.3.mlp.out"] = 2 * port["blocks.3.mlp.out"]
     save_file({**port, "pixels": PIXELS}, tmp_path / "port.safetensors")

@@ -29,9 +29,8 @@ from minivit.errors import CheckpointError, UsageError
 from minivit.model.clip import CLIP
 from minivit.model.config import TokenLayout, ViTConfig
 from minivit.model.embed import resample_positions
-from minivit.weights.families.tables import FAMILIES
+from minivit.weights.families.registry import FAMILIES, LAYOUTS
 from minivit.weights.operations import OPERATIONS
-from minivit.weights.writer import LAYOUTS
 
 SMALL = [case for case in CASES if not case.full_size]
 
@@ -55,6 +54,45 @@ def reference(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Reference
 
 def test_every_family_has_a_case():
     assert {case.family for case in CASES} == set(FAMILIES)
+
+
+NEW_FAMILY = """
+from dataclasses import replace
+from minivit.weights.families.transformers.vit import VIT
+
+REGISTER = (replace(VIT, name="{name}", saved=False, steps={{"a library": {{"norm": "last_norm"}}}}),)
+"""
+
+
+def test_a_new_family_is_one_new_file(hf_checkpoint, tmp_path, monkeypatch):
+    """A file beside the others is found, named by config.json's model_type, and loads."""
+    from minivit.weights import families
+    from minivit.weights.families import registry
+
+    (tmp_path / "families").mkdir()
+    (tmp_path / "families" / "invented.py").write_text(NEW_FAMILY.format(name="invented"))
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path / "families")])
+    known = registry.collect()
+    assert set(known) == {*FAMILIES, "invented"}
+    assert list(known) == sorted(known)
+    monkeypatch.setitem(registry.FAMILIES, "invented", known["invented"])
+    monkeypatch.setitem(registry.BY_MODEL_TYPE, "invented", known["invented"])
+    folder = Path(shutil.copytree(hf_checkpoint(), tmp_path / "copy"))
+    whole = minivit.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "invented"}))
+    assert torch.equal(minivit.load(folder).norm.weight, whole.norm.weight)
+    assert minivit.weights.verify(folder)["family"] == "invented"
+
+
+def test_two_families_of_one_name_are_refused(tmp_path, monkeypatch):
+    from minivit.weights import families
+    from minivit.weights.families import registry
+
+    (tmp_path / "again.py").write_text(NEW_FAMILY.format(name="vit"))
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+    with pytest.raises(ValueError, match="two checkpoint families have the same name: vit"):
+        registry.collect()
 
 
 @by_id(SMALL)
@@ -277,13 +315,13 @@ def test_every_timm_architecture_has_timms_own_shapes():
     import timm
 
     from minivit.model.vit import ViT
+    from minivit.weights.configs import read_config
     from minivit.weights.convert import rows_for, spellings
-    from minivit.weights.families.architectures import TIMM_ARCHITECTURES
-    from minivit.weights.families.configs import read_config
+    from minivit.weights.families.timm.architectures import ARCHITECTURES
     from minivit.weights.files import Source
 
     table = FAMILIES["timm"]
-    for name in TIMM_ARCHITECTURES:
+    for name in ARCHITECTURES:
         with torch.device("meta"):
             theirs = timm.create_model(name, num_classes=7)
         config = {"architecture": name, "num_classes": 7}
@@ -310,7 +348,7 @@ def test_every_timm_architecture_has_timms_own_shapes():
 def test_timms_architectures_cover_what_its_factories_of_the_families_offer():
     import timm
 
-    from minivit.weights.families.architectures import TIMM_ARCHITECTURES
+    from minivit.weights.families.timm.architectures import ARCHITECTURES
 
     wanted = [
         name
@@ -320,7 +358,7 @@ def test_timms_architectures_cover_what_its_factories_of_the_families_offer():
     ]
     wanted += timm.list_models("deit_*") + timm.list_models("vit_*_dinov2")
     assert len(wanted) > 25
-    assert not set(wanted) - set(TIMM_ARCHITECTURES)
+    assert not set(wanted) - set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("args, said", [({"qk_norm": True}, "qk_norm"), ({"global_pool": "avgmax"}, "avgmax")])
@@ -390,8 +428,8 @@ def test_the_rules_of_stretching_positions_differ_from_each_other():
     [
         ({"pooling": "cls", "cls_token": False}, "class token"),
         ({"pooling": "cls&dist"}, "distillation token"),
-        ({"positions": "rope", "width": 90, "heads": 9}, "divide by 4"),
-        ({"classes": 10, "projection": 5}, "one of them"),
+        ({"positions": "rope", "width": 90, "heads": 9}, "divisible by 4"),
+        ({"classes": 10, "projection": 5}, "exclude each other"),
         ({"positions": "sincos"}, "learned, learned_all, learned_patches, rope"),
         ({"mlp": "moe"}, "plain, swiglu"),
         ({"registers": -1}, "registers"),

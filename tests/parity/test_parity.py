@@ -181,7 +181,7 @@ def test_gradients_equal_transformers_in_float64(hf_checkpoint):
     from transformers import ViTForImageClassification
 
     from minivit.weights.convert import rows_for, spellings
-    from minivit.weights.families.tables import HF_VIT
+    from minivit.weights.families.transformers.vit import VIT
 
     folder = hf_checkpoint()
     pixels, target = random_pixels(folder, torch.float64), torch.tensor([3, 7])
@@ -189,7 +189,7 @@ def test_gradients_equal_transformers_in_float64(hf_checkpoint):
     F.cross_entropy(ours(pixels), target).backward()
     theirs = ViTForImageClassification.from_pretrained(folder).double().eval()
     theirs(pixels, labels=target).loss.backward()
-    rows = rows_for(HF_VIT, HF_VIT.kinds["ViTForImageClassification"], ours.config)
+    rows = rows_for(VIT, VIT.kinds["ViTForImageClassification"], ours.config)
     gradients = {name.removeprefix("vit."): parameter.grad for name, parameter in theirs.named_parameters()}
     for name, parameter in ours.named_parameters():
         spelled = next(spelling.parts for spelling in spellings(rows, name) if spelling.parts[0] in gradients)

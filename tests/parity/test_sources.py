@@ -23,9 +23,11 @@ from minivit.errors import CheckpointError, ModelUnavailableError, UsageError
 from minivit.images.spec import ImageSpec
 from minivit.weights import files
 from minivit.weights.catalog import CATALOG
-from minivit.weights.families import architectures
-from minivit.weights.families.configs import read_image_spec
-from minivit.weights.families.tables import FAMILIES
+from minivit.weights.families.labels import imagenet_labels
+from minivit.weights.families.registry import FAMILIES
+from minivit.weights.families.torchvision import models as torchvision_models
+from minivit.weights.preprocessing import read_image_spec
+from minivit.weights.writer import convert_files
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
@@ -40,7 +42,7 @@ def made(id: str, folder: Path):
 def test_labels_are_torchvisions():
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-    labels = files.imagenet_labels()
+    labels = imagenet_labels()
     assert list(labels) == list(range(1000))
     assert list(labels.values()) == _IMAGENET_CATEGORIES
     assert len(set(labels.values())) == 1000
@@ -50,7 +52,7 @@ def test_labels_agree_with_timms_synsets():
     from timm.data import ImageNetInfo
 
     described = ImageNetInfo()
-    labels = files.imagenet_labels()
+    labels = imagenet_labels()
     for index, name in labels.items():
         synonyms = [word.strip() for word in described.index_to_description(index).split(",")]
         # Two synsets share their first word with another's; torchvision tells them apart.
@@ -59,7 +61,7 @@ def test_labels_agree_with_timms_synsets():
 
 def test_labels_agree_with_the_published_list(shared):
     published = (shared / "imagenet_classes.txt").read_text().splitlines()
-    different = [i for i, name in files.imagenet_labels().items() if published[i] != name]
+    different = [i for i, name in imagenet_labels().items() if published[i] != name]
     assert len(published) == 1000
     assert different in ([], [134, 639])
 
@@ -71,21 +73,21 @@ def test_every_torchvision_enum_is_listed_with_its_own_preset():
     import torchvision.models as models
 
     listed = {}
-    for name, weights in architectures.TORCHVISION_WEIGHTS.items():
+    for name, weights in torchvision_models.WEIGHTS.items():
         enum = models.get_model_weights(name)
         assert {entry.name for entry in enum} == set(weights)
         assert enum.DEFAULT.name == next(iter(weights))
         for entry in enum:
             file, size, edge, resample = weights[entry.name]
             preset = entry.transforms()
-            assert entry.url == architectures.TORCHVISION_URL + file
+            assert entry.url == torchvision_models.URL + file
             assert (preset.crop_size, preset.resize_size) == ([size], [edge])
             assert preset.interpolation.value == {2: "bilinear", 3: "bicubic"}[resample]
             assert (preset.mean, preset.std) == IMAGENET
             assert entry.meta["min_size"] == (size, size)
-            config, preprocessor, _ = files._torchvision_config(f"{name}.{entry.name}")
+            config, preprocessor, _ = torchvision_models.named(f"{name}.{entry.name}")
             source = files.Source(name=name, revision=None, config=config, preprocessor=preprocessor, shards=())
-            from minivit.weights.families.configs import read_config
+            from minivit.weights.configs import read_config
 
             read, _ = read_config(source, FAMILIES[config["model_type"]], dict.fromkeys(map(str, range(99)), ()))
             listed[entry.name] = read
@@ -110,10 +112,11 @@ def server(tmp_path, monkeypatch):
     digest = hashlib.sha256((folder / "model.pth").read_bytes()).hexdigest()[:8]
     shutil.move(folder / "model.pth", folder / f"vit_b_16-{digest}.pth")
     sizes = {"patch_size": 8, "hidden_size": 91, "num_hidden_layers": 3, "num_attention_heads": 7}
-    monkeypatch.setitem(architectures.TORCHVISION_SIZES, "vit_b_16", sizes)
+    sizes["intermediate_size"] = 101  # no multiple of the width, as torchvision's are
+    monkeypatch.setitem(torchvision_models.SIZES, "vit_b_16", sizes)
     entry = {"IMAGENET1K_V1": (f"vit_b_16-{digest}.pth", 40, 47, 2)}
-    monkeypatch.setitem(architectures.TORCHVISION_WEIGHTS, "vit_b_16", entry)
-    monkeypatch.setattr(files, "imagenet_labels", lambda: {i: f"thing {i}" for i in range(11)})
+    monkeypatch.setitem(torchvision_models.WEIGHTS, "vit_b_16", entry)
+    monkeypatch.setattr(torchvision_models, "imagenet_labels", lambda: {i: f"thing {i}" for i in range(11)})
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
 
@@ -124,15 +127,7 @@ def server(tmp_path, monkeypatch):
     http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
-    monkeypatch.setattr(architectures, "TORCHVISION_URL", f"http://127.0.0.1:{http.server_port}/")
-    # The small MLP is no multiple of the width, as torchvision's are.
-    found = files._torchvision_config
-
-    def with_small_mlp(model):
-        config, preprocessor, file = found(model)
-        return {**config, "intermediate_size": 101}, preprocessor, file
-
-    monkeypatch.setattr(files, "_torchvision_config", with_small_mlp)
+    monkeypatch.setattr(torchvision_models, "URL", f"http://127.0.0.1:{http.server_port}/")
     yield reference, folder, entry
     http.shutdown()
     http.server_close()
@@ -216,7 +211,7 @@ def test_a_local_file_of_timm_needs_the_name(tmp_path):
 
 def test_an_unknown_family_lists_the_known(tmp_path):
     made("vit-classifier", tmp_path)
-    with pytest.raises(UsageError, match="no family 'resnet'; known are vit, deit"):
+    with pytest.raises(UsageError, match="no family 'resnet'; known are clip, clip_vision_model, deit"):
         minivit.load(tmp_path, family="resnet")
 
 
@@ -227,11 +222,11 @@ def test_facebooks_files_bring_the_transform_of_their_evaluation(tmp_path):
 
 
 def test_timms_labels(tmp_path):
-    from minivit.weights.families.configs import read_labels
+    from minivit.weights.configs import read_labels
 
     def labels(classes, **config):
         source = files.Source(name="x", revision=None, config=config, preprocessor=None, shards=())
-        return read_labels(source, classes)
+        return read_labels(source, FAMILIES["timm"], classes)
 
     assert labels(1000, architecture="vit_tiny_patch16_224")[207] == "golden retriever"
     assert labels(21841, architecture="vit_tiny_patch16_224") is None
@@ -321,7 +316,7 @@ def test_pixels_equal_torchvisions_preset(model, enum, interpolation, request):
     from torchvision.transforms import InterpolationMode
 
     preset = models.get_model_weights(model)[enum].transforms()
-    _, preprocessor, _ = files._torchvision_config(f"{model}.{enum}")
+    _, preprocessor, _ = torchvision_models.named(f"{model}.{enum}")
     if interpolation == "bicubic":
         preset.interpolation, preprocessor["resample"] = InterpolationMode.BICUBIC, 3
     spec = read_image_spec(preprocessor, model)
@@ -342,21 +337,21 @@ def test_pixels_equal_torchvisions_preset(model, enum, interpolation, request):
 def test_pixels_equal_timms_transform(changes, request):
     from timm.data import create_transform, resolve_data_config
 
-    from minivit.weights.families.configs import _timm_preprocessor
+    from minivit.weights.families.timm import shared
 
     pretrained = {"input_size": [3, 40, 40], "crop_pct": 0.9, "interpolation": "bicubic", **changes}
     transform = create_transform(**resolve_data_config(pretrained_cfg=pretrained), is_training=False)
-    spec = read_image_spec(_timm_preprocessor(pretrained, *pretrained["input_size"][1:]), "timm")
+    spec = read_image_spec(shared.transform(pretrained, *pretrained["input_size"][1:]), "timm")
     for picture in all_pictures(request):
         assert torch.equal(minivit.preprocess(picture, spec), transform(picture))
 
 
 @pytest.mark.parametrize("changes", [{"crop_mode": "border"}, {"interpolation": "random"}])
 def test_a_timm_transform_that_cannot_be_honoured_is_refused(changes):
-    from minivit.weights.families.configs import _timm_preprocessor
+    from minivit.weights.families.timm.shared import transform
 
     with pytest.raises(CheckpointError, match="known are center"):
-        _timm_preprocessor(changes, 40, 40)
+        transform(changes, 40, 40)
 
 
 # --- commands -------------------------------------------------------------------------------------------------
@@ -377,15 +372,15 @@ def test_models_lists_every_family_with_sources(capsys):
 
 
 def test_models_names_only_what_can_be_resolved():
-    from minivit.weights.families.architectures import TIMM_ARCHITECTURES
+    from minivit.weights.families.timm.architectures import ARCHITECTURES
 
     for row in CATALOG:
         owner, _, name = row.id.partition("/")
         if owner == "torchvision":
-            config, _, _ = files._torchvision_config(name)
+            config, _, _ = torchvision_models.named(name)
             assert config["image_size"] == row.image_size
         elif row.family == "timm":
-            assert name.partition(".")[0] in TIMM_ARCHITECTURES
+            assert name.partition(".")[0] in ARCHITECTURES
 
 
 def test_models_top1_is_torchvisions_own():
@@ -434,7 +429,7 @@ def test_verify_falls_short_with_every_fault(tmp_path, capsys):
     assert facts["tensors"]["dropped"] > 20
     assert main(["verify", str(tmp_path), "--family", "clip_vision_model"]) == 1
     out = capsys.readouterr().out
-    assert "falls short" in out
+    assert "faulty" in out
     assert "pre_layernorm.weight" in out
 
 
@@ -478,6 +473,84 @@ def test_convert_writes_what_transformers_loads(tmp_path, capsys):
     assert torch.equal(theirs_pixels, minivit.preprocess(picture, spec))
 
 
+def test_convert_files_returns_what_it_wrote(tmp_path):
+    made("jax-npz", tmp_path)
+    done = convert_files(tmp_path / "model.npz", tmp_path / "out", dtype=torch.float64, family="jax")
+    assert (done.folder, done.dtype) == (tmp_path / "out", torch.float64)
+    assert done.preprocessing
+    assert not done.moved_crop
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float64}
+    with pytest.raises(UsageError, match="holds SRC itself"):
+        convert_files(tmp_path / "model.npz", tmp_path, family="jax")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="a file; DST is a folder"):
+        convert_files(tmp_path / "model.npz", tmp_path / "file", family="jax")
+
+
+def npz_of(folder: Path, edit) -> Path:
+    """A small .npz of JAX with its arrays edited."""
+    made("jax-npz", folder)
+    with np.load(folder / "model.npz") as arrays:
+        changed = dict(arrays)
+    edit(changed)
+    np.savez(folder / "model.npz", **changed)
+    return folder / "model.npz"
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed], ids=["stored", "compressed"])
+def test_a_npz_in_any_order_of_memory_and_in_bfloat16_loads(write, tmp_path):
+    def as_bfloat16(array: np.ndarray) -> np.ndarray:
+        # As ml_dtypes writes it: two bytes without a type.
+        return torch.from_numpy(array).bfloat16().view(torch.uint16).numpy().view("V2")
+
+    made("jax-npz", tmp_path)
+    whole = minivit.load(tmp_path / "model.npz", family="jax")
+    with np.load(tmp_path / "model.npz") as arrays:
+        write(tmp_path / "model.npz", **{name: np.asfortranarray(array) for name, array in arrays.items()})
+    for name, tensor in minivit.load(tmp_path / "model.npz", family="jax").state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name]), name
+    with np.load(tmp_path / "model.npz") as arrays:
+        write(tmp_path / "model.npz", **{name: as_bfloat16(array) for name, array in arrays.items()})
+    for name, tensor in minivit.load(tmp_path / "model.npz", family="jax").state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name].bfloat16().float()), name
+    assert minivit.weights.describe(tmp_path / "model.npz", family="jax")["weights"]["dtypes"] == ["BF16"]
+
+
+@pytest.mark.parametrize(
+    "dtype, said", [(">f4", "cls is >f4, expected"), ("O", r"cls is \|O, expected"), ("i8", "cls is <i8, expected")]
+)
+def test_a_npz_with_other_numbers_is_refused(dtype, said, tmp_path):
+    path = npz_of(tmp_path, lambda arrays: arrays.update(cls=arrays["cls"].astype(dtype)))
+    with pytest.raises(CheckpointError, match=said) as caught:
+        minivit.load(path, family="jax")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: b"", lambda data: data[:300], lambda data: data[:-9], lambda data: b"\x93NUMPY" + data[6:]],
+    ids=["empty", "300 bytes", "without its end", "magic of .npy"],
+)
+def test_a_damaged_npz_is_refused_in_one_line(damage, tmp_path):
+    made("jax-npz", tmp_path)
+    path = tmp_path / "model.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"not readable as a \.npz") as caught:
+        minivit.load(path, family="jax")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_of_a_npz_that_changed_is_found(tmp_path):
+    made("jax-npz", tmp_path)
+    path = tmp_path / "model.npz"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"the file is damaged|not readable as a \.npz") as caught:
+        minivit.load(path, family="jax")
+    assert "\n" not in str(caught.value)
+
+
 def test_convert_keeps_the_dtype_of_the_file(tmp_path):
     made("deit-distilled", tmp_path)
     tensors = {name: t.bfloat16() for name, t in load_file(tmp_path / "model.safetensors").items()}
@@ -510,7 +583,7 @@ def test_info_describes_every_kind_of_model(tmp_path, capsys):
         made(id, folder)
         assert main(["info", str(folder)]) == 0
     out = capsys.readouterr().out
-    for word in ("projection to 53", "attention pool", "distillation token", "gated, silu", "other sizes welcome"):
+    for word in ("projection to 53", "attention pool", "distillation token", "gated, silu", "variable input size"):
         assert word in out
 
 

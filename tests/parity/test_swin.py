@@ -14,7 +14,7 @@ from minivit import ShapeError, UsageError
 from minivit.cli import main
 from minivit.model.attention import attend_reference, attend_sdpa, takes_bias
 from minivit.model.config import SwinConfig
-from minivit.model.swin import SHUT, PatchMerging, Swin, Windows, windows_of
+from minivit.model.swin import MASKED, PatchMerging, Swin, Windows, windows_of
 from minivit.weights import describe, verify
 
 SMALL = {"image_size": (40, 56), "width": 14, "depths": (2, 3, 2), "heads": (2, 7, 4), "window": (3, 3, 3)}
@@ -89,7 +89,7 @@ def test_the_mask_keeps_apart_what_the_roll_brought_together():
     assert mask.shape == (2, 1, 4, 4)
     assert not mask[0].any()
     apart = torch.tensor([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]])
-    assert torch.equal(mask[1, 0], apart * SHUT)
+    assert torch.equal(mask[1, 0], apart * MASKED)
     assert Windows(grid=(2, 4), window=2).mask(torch.zeros(1)) is None
 
 
@@ -111,7 +111,7 @@ def test_how_far_a_grid_is_rolled(rule, grid, shift):
     assert windows_of(config, 0, grid, shifted=False).shift == (0, 0)
 
 
-def test_timm_rolls_as_the_picture_it_was_made_for():
+def test_timm_rolls_by_the_image_size_it_was_made_for():
     config = SwinConfig(**{**SMALL, "image_size": (12, 56)}, windowing="timm")  # 3 x 14 tokens
     assert windows_of(config, 0, (16, 22), shifted=True).shift == (0, 1)
 
@@ -168,7 +168,7 @@ def test_kernels_with_a_bias_run_and_others_are_refused_by_name():
     # 10 x 14 tokens are 4 x 5 windows of 9; those of a shifted block have a mask of their own.
     assert calls[:2] == [((40, 2, 9, 7), (1, 2, 9, 9)), ((40, 2, 9, 7), (40, 2, 9, 9))]
     for kernel in (plain_kernel, swallows):
-        with pytest.raises(UsageError, match=f"attention {kernel.__name__} takes no bias"):
+        with pytest.raises(UsageError, match=f"attention {kernel.__name__} accepts no bias"):
             build(kernel)
     assert takes_bias(attend_sdpa)
     assert not takes_bias(max)
@@ -178,7 +178,7 @@ def test_load_refuses_a_kernel_without_a_bias(checkpoint):
     def my_kernel(q, k, v, *, scale):
         return attend_reference(q, k, v, scale=scale)
 
-    with pytest.raises(UsageError, match="attention my_kernel takes no bias"):
+    with pytest.raises(UsageError, match="attention my_kernel accepts no bias"):
         minivit.load(checkpoint, attend=my_kernel)
 
 
@@ -189,7 +189,7 @@ def test_the_bias_and_the_mask_count():
         return attend_reference(q, k, v, scale=scale)
 
     def unmasked(q, k, v, *, scale, bias):
-        opened = torch.where(bias < SHUT / 2, bias - SHUT, bias)
+        opened = torch.where(bias < MASKED / 2, bias - MASKED, bias)
         return attend_reference(q, k, v, scale=scale, bias=opened)
 
     pixels = torch.randn(2, 3, 40, 56, dtype=torch.float64)
@@ -204,7 +204,7 @@ def test_the_bias_and_the_mask_count():
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"heads": (2, 7)}, "of 3, 2, 3 stages"),
+        ({"heads": (2, 7)}, "have 3, 2, 3 stages"),
         ({"heads": (3, 7, 4)}, "width 14 is not divisible by 3 heads"),
         ({"window": (3, 0, 3)}, "must be at least 1"),
         ({"windowing": "swin"}, "hf, torchvision, timm"),
@@ -251,36 +251,33 @@ def test_config_json_that_does_not_fit_is_refused(checkpoint, tmp_path, change, 
 def test_torchvisions_names_are_known():
     from torchvision.models import get_model_weights
 
-    from minivit.weights.convert import table_for
-    from minivit.weights.families.architectures import TORCHVISION_WEIGHTS
-    from minivit.weights.families.tables import FAMILIES
-    from minivit.weights.files import Source, _torchvision_config
+    from minivit.weights.families.registry import FAMILIES, family_of
+    from minivit.weights.families.torchvision.models import WEIGHTS, named
 
     for name in ("swin_t", "swin_s", "swin_b"):
         (weights,) = get_model_weights(name)
-        file, size, edge, resample = TORCHVISION_WEIGHTS[name][weights.name]
+        file, size, edge, resample = WEIGHTS[name][weights.name]
         transform = weights.transforms()
         assert weights.url.endswith("/" + file)
         assert resample == 3
         assert transform.interpolation.value == "bicubic"
         assert (transform.crop_size, transform.resize_size) == ([size], [edge])
-        config = _torchvision_config(name)[0]
-        source = Source(name=name, revision=None, config=config, preprocessor=None, shards=())
-        assert table_for(source, f"torchvision/{name}") is FAMILIES["torchvision_swin"]
+        config = named(name).config
+        assert family_of(name, config, f"torchvision/{name}") is FAMILIES["torchvision_swin"]
 
 
 @pytest.mark.slow
 def test_every_timm_swin_has_timms_own_shapes():
     import timm
 
+    from minivit.weights.configs import read_config
     from minivit.weights.convert import rows_for, spellings
-    from minivit.weights.families.architectures import TIMM_SWINS
-    from minivit.weights.families.configs import read_config
-    from minivit.weights.families.tables import FAMILIES
+    from minivit.weights.families.registry import FAMILIES
+    from minivit.weights.families.timm.swin import ARCHITECTURES
     from minivit.weights.files import Source
 
-    assert set(TIMM_SWINS) == set(timm.list_models("swin_*", module="swin_transformer"))
-    for name in TIMM_SWINS:
+    assert set(ARCHITECTURES) == set(timm.list_models("swin_*", module="swin_transformer"))
+    for name in ARCHITECTURES:
         with torch.device("meta"):
             theirs = timm.create_model(name, num_classes=7)
         config = {"architecture": name, "num_classes": 7}
@@ -367,7 +364,7 @@ def test_windows_that_fit_are_written_as_transformers_cuts_them(rule, tmp_path):
 
 
 @pytest.mark.parametrize("layer, rows, columns", [(0, 10, 14), (1, 10, 14), (3, 5, 7), (6, 3, 4)])
-def test_maps_of_windows_are_stitched_to_the_picture(layer, rows, columns):
+def test_maps_of_windows_are_stitched_to_the_image(layer, rows, columns):
     model = build()
     pixels = torch.randn(2, 3, 40, 56, dtype=torch.float64)
     before = model(pixels)
@@ -391,7 +388,7 @@ def test_maps_of_windows_are_stitched_to_the_picture(layer, rows, columns):
 
 def test_a_query_sees_its_window_and_nothing_else():
     # The second block of 10 x 14 tokens in windows of 3, rolled by 1: the token in row 4, column 5 is in row 3,
-    # column 4 of the rolled picture, in the window of rows 3 to 5, which are rows 4 to 6 of the picture.
+    # column 4 of the rolled image, in the window of rows 3 to 5, which are rows 4 to 6 of the image.
     model = build()
     found = minivit.study.window_attention(model, torch.randn(1, 3, 40, 56, dtype=torch.float64), 1)
     looks = minivit.study.window_map(found, query=(4, 5))[0]
@@ -446,7 +443,7 @@ def test_heads_of_windows_by_hand():
         assert found == pytest.approx(expected, abs=1e-9), layer
 
 
-def test_the_heads_command_reads_a_swin(checkpoint, photo, tmp_path, capsys):
+def test_the_heads_command_accepts_a_swin(checkpoint, photo, tmp_path, capsys):
     table, picture = tmp_path / "heads.csv", tmp_path / "heads.png"
     assert main(["heads", str(photo), "--model", str(checkpoint), "-o", str(table), "-o", str(picture)]) == 0
     out = capsys.readouterr().out

@@ -253,7 +253,7 @@ def test_knockout_refuses():
     for ask, words in (({"blocks": [3]}, "no block 3"), ({"heads": [3]}, "heads 0 to 2"), ({"heads": []}, "no head")):
         with pytest.raises(UsageError, match=words), study.knockout(model, "cls", "patches", **ask):
             raise AssertionError
-    with study.knockout(model, "cls", ["cls", "patches"]), pytest.raises(UsageError, match="nothing to look at"):
+    with study.knockout(model, "cls", ["cls", "patches"]), pytest.raises(UsageError, match="no key"):
         model(x)
     with study.knockout(model, "dist", "cls"), pytest.raises(UsageError, match="no token dist"):
         model(x)
@@ -311,8 +311,8 @@ def test_patching_refuses():
     model, x = build(), pixels()
     source = minivit.trace(model, x)
     for names, words in (
-        (["blocks.0.attn.probs"], "cannot be handed to a kernel; patch q, k, v or attn.mix"),
-        (["blocks.0.resid_mid"], "is read twice"),
+        (["blocks.0.attn.probs"], "is no input of a kernel; patch q, k, v or attn.mix"),
+        (["blocks.0.resid_mid"], "has two readers"),
         (["blocks.7.q"], "the trace holds"),
         ([], "the trace holds"),
     ):

@@ -123,7 +123,7 @@ def test_positions_of_the_same_grid_are_unchanged_and_prefix_rows_never_resample
         resample_positions(positions, new, old)
 
 
-def test_token_layout_folds_the_picture_and_refuses_other_lengths():
+def test_token_layout_folds_the_image_and_refuses_other_lengths():
     layout = TokenLayout(cls=1, dist=1, registers=4, grid=(2, 3))
     assert (layout.prefix, layout.patches, layout.count) == (6, 6, 12)
     tokens = torch.arange(12).view(1, 12)
@@ -163,7 +163,7 @@ def test_config_is_frozen_and_keyword_only():
 def test_image_spec_refuses_what_it_cannot_do_and_prints_as_a_pipeline():
     with pytest.raises(UsageError, match="'cubic'"):
         ImageSpec(resize=(2, 2), resample="cubic")
-    with pytest.raises(UsageError, match="divided by 0"):
+    with pytest.raises(UsageError, match="must not contain 0"):
         ImageSpec(resize=(2, 2), std=(1, 0, 1))
     spec = ImageSpec(resize=256, crop=(224, 160), resample="bicubic")
     assert str(spec).startswith("resize shorter edge to 256 (bicubic), centre crop 224 x 160, x 1/255")

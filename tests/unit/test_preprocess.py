@@ -1,4 +1,4 @@
-"""The picture: pixels equal to transformers' Pillow processors, every kind of file, every form of the spec."""
+"""Images: pixels equal to transformers' Pillow processors, every kind of file, every form of the spec."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from minivit import CheckpointError, ImageError, ImageSpec, UsageError
 from minivit.images.decode import open_image
 from minivit.images.preprocess import preprocess
 from minivit.images.spec import RESAMPLES
-from minivit.weights.convert import read_image_spec
+from minivit.weights.preprocessing import read_image_spec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -52,7 +52,7 @@ def test_resized_to_a_fixed_size(code: int) -> None:
 
 @pytest.mark.parametrize("code", range(len(RESAMPLES)))
 def test_shorter_edge_then_centre_crop(code: int) -> None:
-    """Odd and even margins on both sides, and crops that are larger than the picture in one direction or both."""
+    """Odd and even margins on both sides, and crops that are larger than the image in one direction or both."""
     for edge, crop in ((23, (23, 23)), (31, (20, 17)), (13, (19, 7)), (11, (61, 67))):
         spec = ImageSpec(resize=edge, crop=crop, resample=RESAMPLES[code], mean=MEAN, std=STD)
         size = {"height": crop[0], "width": crop[1]}
@@ -95,7 +95,7 @@ def test_arithmetic_alone(scale: float) -> None:
         assert torch.equal(preprocess(image, spec), reference(processor, image))
 
 
-def test_the_pixels_of_a_known_picture() -> None:
+def test_the_pixels_of_a_known_image() -> None:
     """By hand: 0, 51, 255 are -1, -0.6, 1 when normalised with mean and std of one half."""
     image = Image.frombytes("RGB", (2, 1), bytes([0, 51, 255, 255, 0, 51]))
     pixels = preprocess(image, ImageSpec(resize=None))
@@ -257,13 +257,13 @@ def test_files(name: str, tmp_path: Path) -> None:
     path.write_bytes(make())
     with path.open("rb") as file, Image.open(path) as image:
         file.seek(1)
-        for picture in (path, str(path), file, BytesIO(path.read_bytes()), image):
+        for source in (path, str(path), file, BytesIO(path.read_bytes()), image):
             heard: list[str] = []
-            upright = open_image(picture, warn=heard.append)
+            upright = open_image(source, warn=heard.append)
             assert upright.mode == "RGB"
             assert rows(upright) == expected
             # A frame of a PIL image was chosen by whoever made it.
-            assert heard == ([] if picture is image and "frames" in str(warnings) else warnings)
+            assert heard == ([] if source is image and "frames" in str(warnings) else warnings)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_lab() -> None:
     assert (pixels - torch.tensor([[255], [119], [0]])).abs().max() <= 1
 
 
-def test_mpo_is_its_first_picture(tmp_path: Path) -> None:
+def test_mpo_is_its_first_image(tmp_path: Path) -> None:
     path = tmp_path / "stereo.mpo"
     first, second = Image.new("RGB", (16, 8), (10, 20, 30)), Image.new("RGB", (16, 8), (200, 200, 200))
     first.save(path, "MPO", save_all=True, append_images=[second], quality=100)
@@ -385,7 +385,7 @@ def flipped(data: bytes, at: int) -> bytes:
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "empty.jpg": (lambda: b"", "empty", "the file is empty"),
-    "text.jpg": (lambda: b"no picture at all\n" * 20, "not_an_image", "not a picture Pillow can read"),
+    "text.jpg": (lambda: b"no picture at all\n" * 20, "not_an_image", "not an image that Pillow can read"),
     "cut.jpg": (lambda: cut(encoded(noise(64, 64), "JPEG"), 0.5), "truncated", "the file is cut off"),
     "cut.png": (lambda: cut(encoded(noise(64, 64), "PNG"), 0.5), "truncated", "the file is cut off"),
     "cut.bmp": (lambda: cut(encoded(noise(64, 64), "BMP"), 0.5), "truncated", "the file is cut off"),
@@ -408,19 +408,19 @@ def test_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(make())
     with path.open("rb") as file:
-        for picture in (path, file, BytesIO(path.read_bytes())):
+        for source in (path, file, BytesIO(path.read_bytes())):
             with pytest.raises(ImageError, match=message) as caught:
-                open_image(picture)
+                open_image(source)
             text = str(caught.value)
             assert caught.value.code == code
             assert caught.value.exit_code == 3
-            assert text.startswith(f"{path}: " if picture is path else "the picture: ")
+            assert text.startswith(f"{path}: " if source is path else "the image: ")
             assert "\n" not in text
     with pytest.raises(ImageError, match=r"^photo 7: "):
         open_image(path, name="photo 7")
 
 
-def test_paths_without_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_without_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def code_of(path: Path) -> str:
         with pytest.raises(ImageError) as caught:
             open_image(path)
@@ -445,12 +445,12 @@ def test_paths_without_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("wrong", [b"bytes", 7, None, torch.zeros(3, 2, 2), ["a.jpg"]])
-def test_what_is_no_picture_at_all(wrong: Any) -> None:
+def test_what_is_no_image_at_all(wrong: Any) -> None:
     with pytest.raises(UsageError, match=type(wrong).__name__):
         open_image(wrong)
 
 
-def test_a_picture_between_one_and_two_limits_passes_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_between_one_and_two_limits_passes_silently(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
     assert rows(open_image(BytesIO(encoded(RGB, "PNG")))) == [(1, 2, 3), (4, 5, 6)]
 
@@ -519,7 +519,7 @@ NEW = {
     ],
 )
 def test_every_form_of_the_file_means_what_the_reference_reads(given: dict, spec: ImageSpec | dict) -> None:
-    """Against the expected spec, and against what transformers makes of the same file on the same picture."""
+    """Against the expected spec, and against what transformers makes of the same file on the same image."""
     read = read_image_spec(given, "here")
     new = {"resize": (31, 29), "resample": "bicubic", "mean": MEAN, "std": STD}
     assert read == (spec if isinstance(spec, ImageSpec) else ImageSpec(**{**new, **spec}))

@@ -17,7 +17,7 @@ from minivit.model.config import ViTConfig
 from minivit.model.embed import PatchEmbed
 from minivit.model.vit import ViT
 from minivit.study.tracing import attend_swapped
-from minivit.weights.tensorfile import save_file
+from minivit.weights.shards import save_file
 
 EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 0, "atol": 1e-12}
@@ -369,7 +369,7 @@ def test_the_table_says_what_the_tensors_are():
 
 
 def test_only_a_vit_is_traced():
-    with pytest.raises(UsageError, match="not a Linear"):
+    with pytest.raises(UsageError, match="is a Linear; trace needs a minivit ViT"):
         minivit.trace(nn.Linear(2, 3), keep="*")
 
 
@@ -402,7 +402,7 @@ def test_aliases_go_both_ways(library):
         assert study.from_alias(alias + "[cls]", library) == name + "[cls]"
         there.append(alias)
     assert len(set(there)) == len(there) >= FEWER.get(library, 41)
-    with pytest.raises(UsageError, match="known are transformers4"):
+    with pytest.raises(UsageError, match="known are timm, torchvision, transformers4"):
         study.to_alias("norm", "flax")
     with pytest.raises(UsageError, match="no step called"):
         study.from_alias("vit.layers.0.unheard", library)

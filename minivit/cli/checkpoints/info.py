@@ -1,4 +1,4 @@
-"""minivit info: what a model is, from its files alone."""
+"""minivit info: describe a model from its files alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from minivit.cli.shared.command import HUB, JSON, MODEL_ARGUMENT, command
 from minivit.cli.shared.console import printable
 from minivit.cli.shared.models import go_offline
+from minivit.model.config import POOLING_WORDS
 
 
 @command(
@@ -28,41 +29,34 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-POOLED = {
-    "cls": "class token",
-    "mean": "mean of the patches",
-    "cls+mean": "class token and the mean of the patches",
-    "cls&dist": "class token and, a second one, on the distillation token",
-    "map": "attention pool",
-}
 GATED = {"plain": "", "swiglu": "gated, "}
 
 
 def text(facts: dict[str, Any]) -> str:
-    """The facts as a table for people."""
+    """Return the facts as a table."""
     if "windowing" in facts["config"]:
         return swin_text(facts)
     both = facts["config"] if "image" in facts["config"] else None
     c, tokens, labels = facts["config"], facts["tokens"], facts["labels"]
     c = both["image"] if both else c
     named = f"{len(labels)}: {labels[0]} ... {labels[-1]}" if labels else "none named"
-    pooled = POOLED[c["pooling"]] + (", tanh pooler" if c["pooler"] else "")
+    pooled = POOLING_WORDS[c["pooling"]] + (", tanh pooler" if c["pooler"] else "")
     other = f"projection to {c['projection']}" if c["projection"] else "none"
     head = f"{c['classes']} classes" if c["classes"] else other
     rows = {
         "architecture": blocks(c),
         "image": f"{c['image_size'][0]} x {c['image_size'][1]} pixels in patches of {c['patch_size']}"
-        + (", other sizes welcome" if c["any_size"] else ""),
+        + (", variable input size" if c["any_size"] else ""),
         "tokens": f"{tokens['count']} = {tokens['prefix']} prefix + {tokens['grid'][0]} x {tokens['grid'][1]} patches",
         "head": f"{head}, on the {pooled}",
         **({"text tower": text_tower(both)} if both else {}),
-        "labels": named if c["classes"] else "texts, as you give them" if both else "no head",
+        "labels": named if c["classes"] else "texts, as given" if both else "no head",
     }
     return facts_table(facts, rows)
 
 
 def facts_table(facts: dict[str, Any], rows: dict[str, str]) -> str:
-    """Rows about an architecture, and those every model has."""
+    """Return the rows about an architecture, and those of every model."""
     weights = facts["weights"]
     rows = {
         **rows,
@@ -75,7 +69,7 @@ def facts_table(facts: dict[str, Any], rows: dict[str, str]) -> str:
 
 
 def swin_text(facts: dict[str, Any]) -> str:
-    """The facts of a Swin as a table for people."""
+    """Return the facts of a Swin as a table."""
     c, labels, tokens = facts["config"], facts["labels"], facts["tokens"]
     named = f"{len(labels)}: {labels[0]} ... {labels[-1]}" if labels else "none named"
 
@@ -89,7 +83,7 @@ def swin_text(facts: dict[str, Any]) -> str:
             f"{each(c['heads'])} heads, MLP x {c['mlp_ratio']:g} ({c['activation']}), LayerNorm eps {c['eps']:g}",
             "windows": f"{each(c['window'])} patches along each side, shifted by half in every other block",
             "image": f"{c['image_size'][0]} x {c['image_size'][1]} pixels in patches of {c['patch_size']}"
-            + (", other sizes welcome" if c["any_size"] else ""),
+            + (", variable input size" if c["any_size"] else ""),
             "tokens": f"{tokens['count']} = {tokens['grid'][0]} x {tokens['grid'][1]} in the last stage",
             "head": f"{c['classes']} classes, on the mean of the tokens" if c["classes"] else "none",
             "labels": named if c["classes"] else "no head",
@@ -98,7 +92,7 @@ def swin_text(facts: dict[str, Any]) -> str:
 
 
 def blocks(c: dict[str, Any]) -> str:
-    """The blocks of a tower, in a line."""
+    """Return the blocks of a tower in a line."""
     return (
         f"{c['depth']} blocks of width {c['width']}, {c['heads']} heads of {c['width'] // c['heads']}, "
         f"MLP {c['mlp_width']} ({GATED[c.get('mlp', 'plain')]}{c['activation']}), LayerNorm eps {c['eps']:g}"
@@ -106,10 +100,10 @@ def blocks(c: dict[str, Any]) -> str:
 
 
 def text_tower(both: dict[str, Any]) -> str:
-    """The text tower of two, and how both meet."""
+    """Return the text tower in a line, and the space it shares with the image tower."""
     c = both["text"]
-    seen = "causal" if c["causal"] else "every token sees all"
+    attention = "causal" if c["causal"] else "every token attends to all"
     return (
-        f"{blocks(c)}; {c['vocabulary']:,} ids, {c['context']} tokens, {seen}; meets pictures in {c['projection']} "
-        f"numbers, {both['score']}"
+        f"{blocks(c)}; {c['vocabulary']:,} ids, {c['context']} tokens, {attention}; "
+        f"joined with images in {c['projection']} numbers, {both['score']}"
     )

@@ -1,4 +1,4 @@
-"""minivit models: which published checkpoints there are."""
+"""minivit models: list published checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "models",
         help="list published checkpoints",
-        description="Families, sizes, ids, licences, picture sizes and published top-1 accuracies on ImageNet-1k, with "
+        description="Families, sizes, ids, licences, image sizes and published top-1 accuracies on ImageNet-1k, with "
         "their sources. Any other checkpoint of these families loads, too.",
     )
     parser.add_argument("--json", action="store_true", help="write one JSON array")

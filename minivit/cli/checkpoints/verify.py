@@ -1,4 +1,4 @@
-"""minivit verify: whether a checkpoint makes up one model, before a single weight is read."""
+"""minivit verify: compare a checkpoint with the table of its family, without reading a weight."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from minivit.errors import CheckpointError
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
-        help="prove a checkpoint against the table of its family",
+        help="compare a checkpoint with the table of its family",
         description="Compare a checkpoint with the table of its family, from config.json and the headers of its weight "
-        "files alone: every tensor used once or known to be of no use, every parameter filled, every shape equal. "
-        "The exit code is 1 when it falls short.",
+        "files alone: every tensor used once or known to be unused, every parameter filled, every shape equal. "
+        "The exit code is 1 if one is not.",
     )
     parser.add_argument("model", metavar="MODEL|PATH", help="hub id, folder or weights file")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         go_offline()
     try:
         facts = verify(args.model, revision=args.revision, family=args.family)
-    except CheckpointError as error:  # no checkpoint at all falls short, too
+    except CheckpointError as error:  # not a checkpoint at all
         facts = {"model": args.model, "revision": None, "good": False, "error": str(error)}
     if args.json:
         print(json.dumps(facts, indent=2))
@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def text(facts: dict[str, Any]) -> str:
-    """The facts as a table for people, every fault on a line of its own."""
+    """Return the facts as a table, each fault on its own line."""
     tensors, head, preprocessing = facts["tensors"], facts["head"], facts["preprocessing"]
-    unused = f", {tensors['dropped']} of no use to inference" if tensors["dropped"] else ""
+    unused = f", {tensors['dropped']} unused at inference" if tensors["dropped"] else ""
     named = f"all {head['labels']} named" if head["labels"] else "none named"
     rows = {
         "family": facts["family"],
@@ -56,7 +56,7 @@ def text(facts: dict[str, Any]) -> str:
         "preprocessing": " ".join(filter(None, [preprocessing["from"] + ":", preprocessing["steps"]])).rstrip(":"),
         **{kind: "none" for kind in ("missing", "unexpected", "mismatched") if not facts[kind]},
     }
-    lines = [f"{facts['model']}: {'good' if facts['good'] else 'falls short'}"]
+    lines = [f"{facts['model']}: {'good' if facts['good'] else 'faulty'}"]
     lines += [f"  {name:<14} {printable(value)}" for name, value in rows.items()]
     for kind in ("missing", "unexpected", "mismatched"):
         lines += [f"  {kind:<14} {printable(fault)}" for fault in facts[kind]]

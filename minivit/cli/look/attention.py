@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.console import fraction, positive, printable, say, whole
+from minivit.cli.shared.console import fraction, positive, printable, whole
+from minivit.cli.shared.drawing import add_map_options
+from minivit.cli.shared.image import pick_class, shown_class
 from minivit.cli.shared.models import (
     add_hub_options,
     add_label_options,
@@ -43,6 +45,20 @@ METHODS: dict[str, tuple[set[str], str]] = {
     "norms": ({"layer", "scale"}, "length of the token"),
     "pca": ({"layer"}, "principal components as red, green, blue"),
 }
+# The methods in the title of an image.
+TITLES = {
+    "raw": "Attention",
+    "pool": "Attention of the attention pool",
+    "rollout": "Attention rollout",
+    "grad-rollout": "Gradient attention rollout",
+    "relevance": "Relevance (Chefer et al. 2021)",
+    "legrad": "LeGrad",
+    "gradients": "Gradients",
+    "integrated-gradients": "Integrated gradients",
+    "similarity": "Cosine similarity of the tokens",
+    "norms": "L2 norm of the tokens",
+    "pca": "Principal components of the tokens",
+}
 OPTIONS = ("layer", "head", "query", "class", "start_layer", "residual", "discard", "steps", "grid", "scale")
 DEFAULTS = {"start_layer": 0, "residual": 0.5, "discard": 0.0, "steps": 32, "scale": "each"}
 
@@ -73,13 +89,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--discard", metavar="SHARE", type=fraction, help="smallest attention to leave out (0)")
     parser.add_argument("--steps", metavar="N", type=positive, help="points on the way from the baseline (32)")
     parser.add_argument("--grid", action="store_true", default=None, help="layers x heads on one sheet")
-    parser.add_argument("--scale", choices=("each", "shared"), help="colours of a sheet: of each map (each) or of all")
     parser.add_argument(
-        "--colours",
-        choices=("blue-red", "cubehelix"),
-        default="blue-red",
-        help="blue-red: much is red (default); cubehelix: even in lightness, much is white",
+        "--scale", choices=("each", "shared"), help="colour scale of a sheet: one for each map (each) or one for all"
     )
+    add_map_options(parser)
     parser.add_argument(
         "--opacity", metavar="SHARE", type=fraction, default=0.5, help="of the map over the image (0.5)"
     )
@@ -88,7 +101,6 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="write what the map is worth beside it: deletion and insertion of the class, as minivit faithfulness",
     )
-    parser.add_argument("--smooth", action="store_true", help="interpolate between patches")
     parser.add_argument("-o", "--out", metavar="FILE", help="map.png, map.npy or map.json; else text on the terminal")
     add_label_options(parser)
     add_model_option(parser)
@@ -211,8 +223,8 @@ def compute(model: ViT, pixels_BCHW: Tensor, method: str, settings: dict[str, An
     arguments = {name: value for name, value in settings.items() if name not in ("class", "grid", "scale", "layer")}
     title = [f"{method} of {printable(model.name or 'the model')}"]
     if "class" in takes:
-        arguments["target"] = find_class(model, pixels_BCHW, settings.get("class"))
-        title.append(f"for {class_name(model, arguments['target'])}")
+        arguments["target"] = pick_class(model, pixels_BCHW, settings.get("class"))
+        title.append(f"for {shown_class(model, arguments['target'])}")
     asked = settings.get("query")
     if asked is None and "query" in takes and "class" not in takes:
         asked = arguments["query"] = "cls" if config.cls_token else "mean"
@@ -282,7 +294,7 @@ def score(model: ViT, pixels_BCHW: Tensor, maps: Maps, asked: str | None) -> dic
     map_1hw = (values.norm(dim=-1) if values.ndim == 3 else values)[None].float().cpu()
     target = maps.target
     if target is None and (asked is not None or model.config.classes):
-        target = find_class(model, pixels_BCHW, asked)
+        target = pick_class(model, pixels_BCHW, asked)
     drawn = torch.cat([map_1hw, study.random_maps(model.layout_of(pixels_BCHW), 5)])
     curves = study.curves(model, pixels_BCHW, drawn, target=target)
     areas = {"deletion": curves.deletion.tolist(), "insertion": curves.insertion.tolist()}
@@ -304,61 +316,37 @@ def score_line(score: dict[str, Any]) -> str:
     return f"{', '.join(parts)}{name}, in {score['steps']} steps"
 
 
-def find_class(model: ViT, pixels_BCHW: Tensor, asked: str | None) -> int:
-    """The index of a class by number or name; without one, the most likely, which is said."""
-    import torch
-
-    labels = model.labels or {}
-    if not model.config.classes:
-        raise UsageError(
-            f"{model.name}: has no classifier, so no class can be followed back; use another --method, "
-            "or where it has a text tower --labels"
-        )
-    if asked is None:
-        with torch.inference_mode():
-            best = int(model(pixels_BCHW).argmax())
-        say(f"class: {class_name(model, best)}")
-        return best
-    if asked.isdecimal():
-        if int(asked) >= model.config.classes:
-            raise UsageError(f"--class {asked}: there are classes 0 to {model.config.classes - 1}")
-        return int(asked)
-    wanted = asked.casefold()
-    for test in (
-        lambda name: wanted in [part.strip() for part in [name, *name.split(",")]],
-        lambda name: wanted in name,
-    ):
-        found = [index for index, name in labels.items() if test(name.casefold())]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            some = ", ".join(class_name(model, index) for index in found[:6])
-            raise UsageError(f"--class {asked}: {len(found)} classes have that name: {some}; give the index")
-    raise UsageError(
-        f"--class {asked}: no class of that name among {len(labels)}; minivit info {model.name} --json lists them"
-    )
-
-
-def class_name(model: ViT, index: int) -> str:
-    """A class as it is shown: its label and index."""
-    return f"{printable(model.labels[index])} ({index})" if model.labels else f"class {index}"
-
-
 def draw(maps: Maps, photo: Any, box: Any, args: argparse.Namespace, settings: dict[str, Any]) -> Any:
     """The maps as a picture: over the photo, or on one sheet."""
     from minivit import viz
 
     meaning = METHODS[args.method][1]
+    heading = maps.title.replace(f"{args.method} of", f"{TITLES[args.method]} in", 1)
+    patch = args.query if isinstance(args.query, tuple) else None
     if maps.single:
-        title = f"{maps.title}\n{meaning}" + (
-            "" if maps.values.ndim == 3 else ", from the least of this map to its most"
-        )
+        title = f"{heading}\n{meaning}" + ("" if maps.values.ndim == 3 else ", from the min to the max of this map")
         title += f"\n{score_line(maps.score)}" if maps.score else ""
         return viz.overlay(
-            photo, maps.one(), box=box, colours=args.colours, opacity=args.opacity, smooth=args.smooth, title=title
+            photo,
+            maps.one(),
+            box=box,
+            cmap=args.cmap,
+            opacity=args.opacity,
+            smooth=args.smooth,
+            query=patch,
+            title=title,
         )
-    title = f"{maps.title}: {meaning}"
-    return viz.sheet(maps.values, maps.rows, maps.columns, colours=args.colours, scale=settings["scale"], title=title)
+    title = f"{heading}: {meaning}"
+    return viz.sheet(
+        maps.values,
+        maps.rows,
+        maps.columns,
+        cmap=args.cmap,
+        scale=settings["scale"],
+        smooth=args.smooth,
+        query=patch,
+        title=title,
+    )
 
 
 def write_text(maps: Maps, photo: Any, box: Any, args: argparse.Namespace) -> None:
@@ -367,7 +355,7 @@ def write_text(maps: Maps, photo: Any, box: Any, args: argparse.Namespace) -> No
 
     if maps.single:
         values = maps.one()
-        image = viz.paint(photo, values, box=box, colours=args.colours, opacity=args.opacity, smooth=args.smooth)
+        image = viz.paint(photo, values, box=box, cmap=args.cmap, opacity=args.opacity, smooth=args.smooth)
         print(maps.title)
         if values.ndim == 3:
             print(show(image, None))
@@ -382,8 +370,8 @@ def write_text(maps: Maps, photo: Any, box: Any, args: argparse.Namespace) -> No
         for values, column in zip(row, maps.columns, strict=True):
             label = " ".join(part for part in (name, column) if part)
             print(f"{label}: {float(values.min()):.4g} to {float(values.max()):.4g}")
-            coloured = viz.maps.image_from_rgb(viz.colourise(viz.to_unit(values)[0], args.colours))
-            print(show(coloured, values, columns=2 * values.shape[1]))
+            colored = viz.image_from_rgb(viz.apply_colormap(viz.to_unit(values)[0], args.cmap))
+            print(show(colored, values, columns=2 * values.shape[1]))
 
 
 def write_npy(path: str, values: Tensor) -> None:

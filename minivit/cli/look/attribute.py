@@ -1,4 +1,4 @@
-"""minivit attribute: which heads and MLPs wrote a class's logit."""
+"""minivit attribute: what every head and MLP adds to a class's logit."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.look.attention import class_name, find_class
-from minivit.cli.shared.console import columns, printable
-from minivit.cli.shared.models import add_hub_options, add_model_option, add_run_options, load_model
-from minivit.cli.shared.picture import check_suffix, open_photo, pixels_for, say_notes, writing
-from minivit.errors import UsageError
+from minivit.cli.shared.command import A_CLASS, JSON, ONE_IMAGE, RUN, chart_output, command
+from minivit.cli.shared.console import printable, table
+from minivit.cli.shared.image import label_of, one_image, pick_class, shown_class
+from minivit.cli.shared.picture import writing
 
 if TYPE_CHECKING:
     from minivit.model.vit import ViT
@@ -20,105 +19,71 @@ SCHEMA = 1  # of the JSON record; a field is only ever added under the same numb
 STRONGEST = 8  # parts named below the table
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "attribute",
-        help="which heads and MLPs wrote a class's logit",
-        description="Direct logit attribution: the logit as a sum of what embedding, heads and MLPs wrote into "
-        "the residual stream, with the final norm at the scale it had; the constant terms stand by themselves. "
-        "Direct effects only: what a part changes in later ones counts there. The residual is what rounding leaves; "
-        "--dtype float64 brings it below 1e-9.",
-    )
-    parser.add_argument("image", metavar="IMAGE", help="a picture file, or - for standard input")
-    parser.add_argument("--class", metavar="NAME|INDEX", help="the class whose logit it is (the most likely)")
-    parser.add_argument("--json", action="store_true", help="write one JSON object")
-    parser.add_argument("-o", "--out", metavar="FILE", help="draw the table, FILE.png")
-    add_model_option(parser)
-    add_hub_options(parser)
-    add_run_options(parser)
-    parser.set_defaults(run=run)
-
-
+@command(
+    "attribute",
+    help="what every head and MLP adds to a class's logit",
+    description="Direct logit attribution: the logit as the sum of what the embedding, the heads and the MLPs write "
+    "into the residual stream, with the final norm at the scale it had; the constant terms are listed separately. "
+    "Direct effects only: what a part changes in later ones counts there. The residual is rounding; "
+    "--dtype float64 brings it below 1e-9.",
+    options=[ONE_IMAGE, A_CLASS, JSON, chart_output(help="draw the table as PNG, SVG or PDF"), *RUN],
+)
 def run(args: argparse.Namespace) -> int:
     from minivit import study
 
-    check_suffix(args.out, ".png")
-    photo, notes = open_photo(args.image)
-    say_notes(args.image, notes)
-    model = load_model(args)
-    if not model.config.classes:
-        raise UsageError(
-            f"{model.name}: has no classifier, so there is no logit to take apart; name a model with a head"
-        )
-    pixels_BCHW, _ = pixels_for(model, photo)
-    target = find_class(model, pixels_BCHW, getattr(args, "class"))
-    found = study.attribute(model, pixels_BCHW, target=target)
+    one = one_image(args, needs_classes="there is no logit to take apart", texts=False)
+    target = pick_class(one.model, one.pixels_BCHW, getattr(args, "class"))
+    found = study.attribute(one.model, one.pixels_BCHW, target=target)
     if args.json:
-        print(json.dumps(record(model, found, args.image, notes, str(pixels_BCHW.device))))
+        print(json.dumps(one.record(SCHEMA, record(one.model, found))))
     else:
-        print(text(model, found, args.image))
+        print(text(one.model, found, args.image))
     if args.out:
-        from minivit import viz
+        from minivit.viz import save
 
-        names, rows = table(found)
-        title = (
-            f"what adds to the logit of {class_name(model, target)}, {printable(model.name or 'the model')}\n"
-            f"embedding {float(found.embedding):+.3f}, norm bias {float(found.norm_bias):+.3f}, head bias "
-            f"{float(found.head_bias):+.3f}, logit {float(found.logits):.3f}"
-        )
         with writing(args.out):
-            viz.cells(rows, [f"layer {i}" for i in range(len(rows))], names, title=title).save(args.out)
+            save(draw(one.model, found), args.out)
     return 0
-
-
-def table(found: Attribution) -> tuple[list[str], Any]:
-    """Layers x (heads, bias of the projection, MLP) of the one picture."""
-    import torch
-
-    names = [*(f"head {a}" for a in range(found.heads.shape[2])), "bias", "mlp"]
-    return names, torch.cat([found.heads[0], found.proj_bias[0, :, None], found.mlps[0, :, None]], dim=1)
 
 
 def text(model: ViT, found: Attribution, path: str) -> str:
     """The sum as a table for people."""
-    names, rows_LX = table(found)
+    names, values_LX = found.by_layer()
     rows = [["layer", *(name.removeprefix("head ") for name in names), "sum"]]
-    for layer, row in enumerate(rows_LX):
+    for layer, row in enumerate(values_LX):
         rows.append([str(layer), *(f"{value:+.3f}" for value in [*row.tolist(), float(row.sum())])])
-    parts = [(f"{name} of layer {layer}", float(rows_LX[layer, column]))
-             for layer in range(len(rows_LX)) for column, name in enumerate(names)]  # fmt: skip
-    strongest = sorted(parts, key=lambda part: -abs(part[1]))[:STRONGEST]
-    sums = [
-        ["embedding", f"{float(found.embedding):+.6f}"],
-        ["heads", f"{float(found.heads.sum()):+.6f}"],
-        ["biases of the projections", f"{float(found.proj_bias.sum()):+.6f}"],
-        ["MLPs", f"{float(found.mlps.sum()):+.6f}"],
-        ["bias of the final norm", f"{float(found.norm_bias):+.6f}"],
-        ["bias of the head", f"{float(found.head_bias):+.6f}"],
-        ["sum", f"{float(found.total):+.6f}"],
-        ["logit", f"{float(found.logits):+.6f}"],
-        ["residual", f"{float(found.residual):+.1e}"],
-    ]
-    target = class_name(model, int(found.classes))
+    sums = {
+        "embedding": found.embedding,
+        "heads": found.heads.sum(),
+        "biases of the projections": found.proj_bias.sum(),
+        "MLPs": found.mlps.sum(),
+        "bias of the final norm": found.norm_bias,
+        "bias of the head": found.head_bias,
+        "sum": found.total,
+        "logit": found.logits,
+    }
+    strongest = ", ".join(f"{name} {value:+.3f}" for name, value in found.strongest(STRONGEST))
     return "\n".join(
         [
-            f"what adds to the logit of {target}: {printable(model.name or 'the model')} on {printable(path)}",
+            f"what adds to the logit of {shown_class(model, int(found.classes))}: "
+            f"{printable(model.name or 'the model')} on {printable(path)}",
             "heads by number, bias of the projection, MLP",
-            columns(rows),
-            "strongest: " + ", ".join(f"{name} {value:+.3f}" for name, value in strongest),
-            columns(sums),
+            table(rows),
+            f"strongest: {strongest}",
+            table(
+                [
+                    *([name, f"{float(value):+.6f}"] for name, value in sums.items()),
+                    ["residual", f"{float(found.residual):+.1e}"],
+                ]
+            ),
         ]
     )
 
 
-def record(model: ViT, found: Attribution, path: str, notes: list[str], device: str) -> dict[str, Any]:
-    """The sum as a JSON record, unrounded."""
-    index = int(found.classes)
-    label = model.labels[index] if model.labels else None
+def record(model: ViT, found: Attribution) -> dict[str, Any]:
+    """The sum as fields of the JSON record, unrounded."""
     return {
-        "schema": SCHEMA,
-        "path": path,
-        "class": {"index": index, "label": label},
+        "class": label_of(model, int(found.classes)),
         "logit": float(found.logits),
         "embedding": float(found.embedding),
         "heads": found.heads[0].tolist(),
@@ -127,8 +92,17 @@ def record(model: ViT, found: Attribution, path: str, notes: list[str], device: 
         "norm_bias": float(found.norm_bias),
         "head_bias": float(found.head_bias),
         "residual": float(found.residual),
-        "model": model.name,
-        "revision": model.revision,
-        "device": device,
-        **({"warnings": notes} if notes else {}),
     }
+
+
+def draw(model: ViT, found: Attribution) -> Any:
+    """The table as cells."""
+    from minivit import viz
+
+    names, values_LX = found.by_layer()
+    title = (
+        f"what adds to the logit of {shown_class(model, int(found.classes))}, {printable(model.name or 'the model')}\n"
+        f"embedding {float(found.embedding):+.3f}, norm bias {float(found.norm_bias):+.3f}, head bias "
+        f"{float(found.head_bias):+.3f}, logit {float(found.logits):.3f}"
+    )
+    return viz.cells(values_LX, [f"layer {i}" for i in range(len(values_LX))], names, title=title, label="logit")

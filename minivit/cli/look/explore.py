@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minivit.cli.shared.console import positive, printable, say
+from minivit.cli.shared.drawing import add_cmap_option
 from minivit.cli.shared.models import add_hub_options, add_model_option, add_run_options, load_model
 from minivit.cli.shared.picture import check_suffix, open_photo, pixels_for, writing
 
@@ -27,6 +28,7 @@ def add_parser(commands: Any) -> None:
         help="attention of all tokens (default), or of the class and other prefix tokens only: a much smaller file",
     )
     parser.add_argument("-k", "--top-k", type=positive, default=5, metavar="K", help="classes that are followed (5)")
+    add_cmap_option(parser)
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
     add_model_option(parser)
     add_hub_options(parser)
@@ -35,8 +37,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from minivit.cli.look.preprocess import as_seen, warnings
-    from minivit.images.preprocess import seen_box
+    from minivit.images.describe import size_warnings
+    from minivit.images.preprocess import image_from_pixels, seen_box
     from minivit.study import explore
     from minivit.viz import explorer
 
@@ -47,15 +49,16 @@ def run(args: argparse.Namespace) -> int:
     page = explorer(
         explore(model, pixels_BCHW, top_k=args.top_k),
         photo,
-        as_seen(pixels_BCHW[0].float().cpu(), spec),
+        image_from_pixels(pixels_BCHW[0].float(), spec),
         box=seen_box(photo.size, spec, patch=model.config.patch_size),
         labels=model.labels,
         maps=args.maps,
+        cmap=args.cmap,
         title="standard input" if args.image == "-" else printable(Path(args.image).name),
         model=printable(str(model.name)),
         revision=model.revision,
         preprocessing=str(spec),
-        notes=notes + warnings(photo.size, spec),
+        notes=notes + size_warnings(photo.size, spec),
     )
     data = page.encode()
     with writing(args.out):

@@ -8,11 +8,13 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.look.attention import METHODS, class_name, find_class
+from minivit.cli.look.attention import METHODS
 from minivit.cli.shared.console import positive, printable, say, whole
+from minivit.cli.shared.drawing import add_map_options, check_chart
+from minivit.cli.shared.image import shown_class
 from minivit.cli.shared.inputs import find_pictures
 from minivit.cli.shared.models import add_hub_options, add_model_option, add_run_options, load_model
-from minivit.cli.shared.picture import check_suffix, open_photo, pixels_for, say_notes, writing
+from minivit.cli.shared.picture import open_photo, pixels_for, say_notes, writing
 from minivit.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +60,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seed", metavar="N", type=whole, default=0, help="of the random maps and weights (0)")
     parser.add_argument("-b", "--batch-size", metavar="N", type=positive, default=32, help="pictures in a forward (32)")
     parser.add_argument("--json", action="store_true", help="write one JSON object, curves included")
-    parser.add_argument("-o", "--out", metavar="FILE", help="draw the curves, FILE.png; over one photo with its maps")
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", help="draw the curves as PNG, SVG or PDF; for one image with its maps"
+    )
+    add_map_options(parser)
     add_model_option(parser)
     add_hub_options(parser)
     add_run_options(parser)
@@ -86,7 +91,7 @@ def box(text: str) -> Box:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_suffix(args.out, ".png")
+    check_chart(args.out)
     folder = args.image != "-" and Path(args.image).is_dir()
     if folder and args.box:
         raise UsageError("--box says where a thing is in one picture, not in a folder of them")
@@ -111,8 +116,10 @@ def run(args: argparse.Namespace) -> int:
         return 3
     report, maps_BMhw, curves = judge(model, names, pixels, photo.size, args)
     if args.out:
+        from minivit.viz import save
+
         with writing(args.out):
-            draw(report, maps_BMhw, curves, None if folder else photo, model).save(args.out)
+            save(draw(report, maps_BMhw, curves, None if folder else photo, model, args), args.out)
     print(json.dumps(report) if args.json else text(report))
     return 3 if failed else 0
 
@@ -217,8 +224,10 @@ def target_of(model: ViT, pixels_1CHW: Tensor, asked: str | None) -> int | None:
     """The class to follow in a picture: the one asked for, else the most likely; None without a head."""
     import torch
 
+    from minivit.model.classes import find_class
+
     if asked is not None:
-        return find_class(model, pixels_1CHW, asked)
+        return find_class(model, asked)
     with torch.inference_mode():
         return int(model(pixels_1CHW).argmax()) if model.config.classes else None
 
@@ -322,8 +331,13 @@ def table(rows: list[list[str]]) -> list[str]:
 
 
 def draw(
-    report: dict[str, Any], maps_BMhw: Tensor, curves: list[Any], photo: Image.Image | None, model: ViT
-) -> Image.Image:
+    report: dict[str, Any],
+    maps_BMhw: Tensor,
+    curves: list[Any],
+    photo: Image.Image | None,
+    model: ViT,
+    args: argparse.Namespace,
+) -> Any:
     """A tile for every method: its map over the photo where there is one photo, its curves, its areas."""
     import torch
 
@@ -336,11 +350,11 @@ def draw(
     painted = []
     if photo:
         where = seen_box(photo.size, image_spec_of(model), patch=model.config.patch_size)
-        painted = [viz.paint(photo, values, box=where) for values in maps_BMhw[0]]
+        painted = [viz.paint(photo, values, box=where, cmap=args.cmap, smooth=args.smooth) for values in maps_BMhw[0]]
     count = len(names)
     found = pictures[0]["class"]
     title = printable(Path(pictures[0]["path"]).name) if photo else f"{len(pictures)} pictures"
-    title += f", {class_name(model, found['index'])}" if found and photo else ""
+    title += f", {shown_class(model, found['index'])}" if found and photo else ""
     title += f": {model.name}, patches replaced by {report['replacement']}, {report['steps']} steps"
     return viz.curve_sheet(
         names,
@@ -350,4 +364,5 @@ def draw(
         random=(deletion[count + 1 :].mean(dim=0), insertion[count + 1 :].mean(dim=0)),
         pictures=painted,
         title=title,
+        y_label="probability of the class" if found else "cosine with the output for the whole image",
     )

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             (query,) = embed(picture, model=model, pool=made["pool"], layer=made["layer"], norm=made["norm"]).cpu()
         except ImageError as error:
-            raise ImageError(error.code, str(error).replace("the picture:", "-:", 1)) from None
+            raise error.named("-") from None
     found = nearest(query, store, args.top_k)
     out = Stdout()
     if args.json:

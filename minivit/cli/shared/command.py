@@ -19,6 +19,7 @@ from minivit.cli.shared.console import positive
 from minivit.cli.shared.models import add_hub_options, add_label_options, add_model_option, add_run_options
 from minivit.errors import UsageError
 
+CHARTS = (".png", ".svg", ".pdf")
 Options = Callable[[argparse.ArgumentParser], object]  # adds one option, or several that belong together
 
 
@@ -32,10 +33,12 @@ class Command:
     options: Sequence[Options]  # in the order of its own help
     function: Callable[[argparse.Namespace], int]  # runs it and returns the exit code
     epilog: str | None = None  # the last paragraph of its own help
+    usage: str | None = None  # instead of the one that argparse writes
 
     def add_parser(self, commands: Any) -> None:
         """Add this command to the subparsers of argparse."""
-        parser = commands.add_parser(self.name, help=self.help, description=self.description, epilog=self.epilog)
+        texts = {"help": self.help, "description": self.description, "epilog": self.epilog, "usage": self.usage}
+        parser = commands.add_parser(self.name, **texts)
         for add in self.options:
             add(parser)
         parser.set_defaults(run=self)
@@ -51,6 +54,10 @@ class Command:
         for path in [given] if isinstance(given, str) else given:
             if suffixes:
                 check_suffix(path, *suffixes)
+            if Path(path).suffix.lower() in CHARTS and getattr(args, "charts", False):
+                from minivit.viz.style import require_matplotlib
+
+                require_matplotlib()
         return self.function(args)
 
 
@@ -81,6 +88,16 @@ def output(*suffixes: str, help: str, **settings: Any) -> Options:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("-o", "--out", metavar="FILE", help=help, **settings)
         parser.set_defaults(suffixes=suffixes)
+
+    return add
+
+
+def chart_output(*more: str, help: str, **settings: Any) -> Options:
+    """Return -o FILE of a chart: PNG, SVG or PDF, or a suffix of `more`."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        output(*more, *CHARTS, help=help, **settings)(parser)
+        parser.set_defaults(charts=True)
 
     return add
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -42,6 +42,17 @@ def progress(items: Iterable[T], unit: str, total: int | None = None) -> Iterato
     from tqdm import tqdm
 
     yield from tqdm(items, unit=f" {unit}", total=total, dynamic_ncols=True, leave=False)
+
+
+def counter(unit: str) -> Callable[[int, int], None] | None:
+    """Return what shows `done` of `total` on stderr; None where that is no terminal."""
+    if not sys.stderr.isatty():
+        return None
+
+    def report(done: int, total: int) -> None:
+        print(f"\r{done}/{total} {unit}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return report
 
 
 def positive(text: str) -> int:

@@ -65,7 +65,7 @@ def check_suffix(path: str | None, *suffixes: str) -> None:
 
 
 def show(image: Image.Image, values_hw: Tensor | None, columns: int = 100) -> str:
-    """A picture as text for this terminal, at most so wide; in shades of its map where there are no colours.
+    """Return an image as text for this terminal, at most so wide; as shades of its map where there are no colours.
 
     Raises:
         UsageError: no colours, and no map that shades could show.
@@ -76,7 +76,7 @@ def show(image: Image.Image, values_hw: Tensor | None, columns: int = 100) -> st
     unicode = "utf" in (sys.stdout.encoding or "").lower()
     if os.environ.get("NO_COLOR") or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         if values_hw is None:
-            raise UsageError("a picture needs colours: write it with -o FILE.png")
+            raise UsageError("an image needs a terminal with colours; write it to a file with -o FILE.png")
         return shades(values_hw, unicode=unicode)
     deep = os.environ.get("COLORTERM", "") in ("truecolor", "24bit")
     return half_blocks(image, columns, unicode=unicode, colours=2**24 if deep else 256)

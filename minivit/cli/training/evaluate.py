@@ -35,8 +35,11 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from minivit.training.dataset import find_photos
     from minivit.training.evaluate import evaluate
-    from minivit.viz.charts import confusion_chart
+    from minivit.viz import confusion_chart, save
+    from minivit.viz.style import require_matplotlib
 
+    if args.out:
+        require_matplotlib()
     photos = find_photos(args.data)
     model = load_image_model(args)
 
@@ -52,10 +55,8 @@ def run(args: argparse.Namespace) -> int:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["true \\ predicted", *result.classes])
             writer.writerows([name, *row] for name, row in zip(result.classes, result.confusion, strict=True))
-        title = f"{model.name}: {result.images} pictures, rows are true classes"
-        (folder / "confusion.svg").write_text(
-            confusion_chart(title, result.classes, result.confusion), encoding="utf-8"
-        )
+        title = f"{model.name}: {result.images} images"
+        save(confusion_chart(title, result.classes, result.confusion), folder / "confusion.svg")
     if args.json:
         facts = {"model": model.name, "revision": model.revision, "data": args.data, **asdict(result)}
         print(json.dumps({**facts, "per_class": result.per_class}, indent=2))

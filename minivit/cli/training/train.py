@@ -85,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
     from minivit.training.dataset import find_photos
     from minivit.training.evaluate import evaluate
     from minivit.training.train import train
-    from minivit.viz.charts import line_chart
+    from minivit.viz import line_chart
+    from minivit.viz import save as save_chart
+    from minivit.viz.style import require_matplotlib
     from minivit.weights import save
 
     if args.offline:
@@ -109,6 +111,13 @@ def run(args: argparse.Namespace) -> int:
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     first = not processes > 1 or dist.get_rank() == 0
+    try:
+        require_matplotlib()
+        drawn = True
+    except UsageError as error:  # no reason to lose a training run
+        drawn = False
+        if first:
+            say(f"curve.svg will not be drawn: {error}")
 
     torch.manual_seed(recipe.seed)
     model = new_model(args, photos).to(device)
@@ -133,7 +142,9 @@ def run(args: argparse.Namespace) -> int:
             return 0
         save(trained, out)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        (out / "curve.svg").write_text(line_chart("training", "epoch", curves(lines)))
+        if drawn:
+            chart = line_chart("training", "epoch", curves(lines), y_label="loss (nats), accuracy (fraction)")
+            save_chart(chart, out / "curve.svg")
         facts = {"data": photos.source.name, "recipe": asdict(recipe), "last_step": lines[-1]}
         if held_out:
             trained.name = args.out

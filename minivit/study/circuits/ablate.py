@@ -1,8 +1,8 @@
-"""Causes: take something away, or put another picture's in its place, and see what the answer does.
+"""Interventions: remove parts of a model, or replace their activations by those of another image.
 
-Everything here is a context manager that leaves the model as it was, on an error too, or a function that
-uses one. A trace opened inside records what runs, but for the seam, where it listens first: q, k, v and the scores and
-probabilities made of them are shown as they came, before a patch or a knock-out.
+Each is a context manager that restores the model, on an error too, or a function that uses one. A trace opened inside
+records what runs, with one exception: q, k, v, scores and probabilities are recorded before a patch or a knock-out of
+them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minivit.model.capabilities import require_vit
 from minivit.model.config import TokenLayout
 from minivit.model.vit import ViT
 from minivit.study.circuits.lens import lens
-from minivit.study.selectors import Wanted, read_keep, token_rows
+from minivit.study.selectors import Selected, read_keep, token_rows
 from minivit.study.tracing import Trace, attend_swapped
 
 Token = str | int | tuple[int, int]
@@ -41,23 +41,23 @@ def ablate(
     tokens: Tokens = (),
     how: str | Tensor = "zero",
 ) -> Iterator[None]:
-    """Forwards inside run without these heads, MLPs and tokens: `with minivit.ablate(model, heads={(10, 3)}): ...`.
+    """Run forward passes inside without these heads, MLPs and tokens: `with minivit.ablate(model, heads={(10, 3)}):`.
 
-    A head loses what it hands to the output projection (B, N, K), whatever kernel made it; an MLP what it adds to
-    the stream (B, N, D), before the layer scale; a token what the first block reads of it (D), position included.
-    Biases of the output projection stay. A token that is ablated is still there to be looked at; `knockout` hides it.
+    Of a head its attention output (B, N, K) is replaced, under any kernel; of an MLP its output (B, N, D), before the
+    layer scale; of a token the input of the first block (D), its position included. Biases of the output projection
+    stay. Other tokens can still attend to an ablated token; `knockout` prevents it.
 
     Args:
         heads: (block, head), counted from 0.
         mlps: blocks.
-        tokens: "cls", "dist", "registers", "patches", a place in the sequence, (row, column) of a patch, or a list
-            or set of these.
-        how: what stands there instead. "zero"; "mean", its mean over all tokens of the same picture, which keeps what
-            they have in common; or a tensor that broadcasts to each shape named above, such as a mean over a data set.
+        tokens: "cls", "dist", "registers", "patches", a position in the sequence, (row, column) of a patch, or a
+            list or set of these.
+        how: the replacement. "zero"; "mean", its mean over all tokens of the same image, which keeps what they have in
+            common; or a tensor that broadcasts to each shape named above, such as a mean over a data set.
 
     Raises:
         UsageError: nothing to ablate, no such head, block or token, or another `how`.
-        ShapeError: the tensor does not broadcast; raised by the forward, as is that of a token.
+        ShapeError: the tensor does not broadcast; raised by the forward pass, as an unknown token is.
     """
     config = model.config
     heads, mlps, tokens = sorted(set(heads)), sorted(set(mlps)), _several(tokens)
@@ -93,21 +93,20 @@ def knockout(
     blocks: Iterable[int] | None = None,
     heads: Iterable[int] | None = None,
 ) -> Iterator[None]:
-    """Forwards inside run without attention from some tokens to others: their scores are minus infinity.
+    """Run forward passes inside without attention from some tokens to others: their scores are minus infinity.
 
-    Attention knock-out (Geva et al. 2023, arXiv:2304.14767, section 5): what flows from `keys` to `queries` is cut,
-    and the queries look at the rest instead. The seam hands over no mask, so in the blocks concerned the scores are
-    computed anew and the model's own kernel is not asked; the answer differs from it by rounding beside
-    the knock-out.
+    Attention knock-out (Geva et al. 2023, arXiv:2304.14767, section 5): the flow from `keys` to `queries` is cut, and
+    the queries attend to the other tokens. The attention interface has no mask, so in these blocks PyTorch's attention
+    runs instead of the model's own kernel; besides the knock-out the result differs from that by rounding.
 
     Args:
         queries, keys: tokens as in `ablate`.
-        blocks: where, None is everywhere.
-        heads: which heads there, None is all.
+        blocks: the blocks; None is all.
+        heads: the heads in these blocks; None is all.
 
     Raises:
-        UsageError: no such token, block or head, or a query that could look at nothing; of a token or
-            query raised by the forward.
+        UsageError: no such token, block or head, or a query without any key left; tokens and
+            queries are checked in the forward pass.
     """
     config = model.config
     queries, keys = _several(queries), _several(keys)
@@ -119,65 +118,65 @@ def knockout(
     if not (len(where) and which):
         raise UsageError("no block or no head to knock attention out of")
 
-    def blind(_: Attend) -> Attend:
+    def masked(_: Attend) -> Attend:
         def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-            sees_ANM = torch.ones(q.shape[1], q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+            allowed_ANM = torch.ones(q.shape[1], q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
             from_, to = _places(layouts[0], queries), _places(layouts[0], keys)
-            sees_ANM[torch.tensor(which)[:, None, None], torch.tensor(from_)[:, None], torch.tensor(to)] = False
-            if not sees_ANM.any(dim=-1).all():
-                raise UsageError(f"a knock-out of all {k.shape[2]} keys leaves the queries nothing to look at")
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=sees_ANM, scale=scale)
+            allowed_ANM[torch.tensor(which)[:, None, None], torch.tensor(from_)[:, None], torch.tensor(to)] = False
+            if not allowed_ANM.any(dim=-1).all():
+                raise UsageError(f"a knock-out of all {k.shape[2]} keys leaves the queries no key")
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed_ANM, scale=scale)
 
         return attend
 
     with _layouts(model) as layouts, ExitStack() as stack:
         for block in where:
-            stack.enter_context(attend_swapped(_block(model, block).attn, blind))
+            stack.enter_context(attend_swapped(_block(model, block).attn, masked))
         yield
 
 
 @contextmanager
 def patched(model: ViT, source: Trace, names: Iterable[str] | None = None) -> Iterator[None]:
-    """Activation patching: forwards inside take what another picture's trace holds, at the places it was kept.
+    """Activation patching: run forward passes inside with activations of another image, at the places its trace kept.
 
-    `source = trace(model, other, keep=["blocks.4.resid_post[cls]", "blocks.3.attn.mix[heads=2]"])`, then
-    `with study.patched(model, source): model(pixels)`: everything else comes from `pixels` (Meng et al. 2022,
-    arXiv:2202.05262, section 2; Zhang & Nanda 2023, arXiv:2309.16042, on what it shows). How
-    far the answer moves towards the other picture's is what those places carry.
+    `source = trace(model, other, keep=["blocks.4.resid_post[cls]", "blocks.3.attn.mix[heads=2]"])`, then `with
+    study.patched(model, source): model(pixels)`: everything else comes from `pixels` (Meng et al. 2022,
+    arXiv:2202.05262, section 2; Zhang & Nanda 2023, arXiv:2309.16042, on what it shows). The information at these
+    places is how far the answer moves towards that of the other image.
 
     Args:
-        source: of one picture, which is put into each of a batch, or of as many as the batch has.
-        names: which of its tensors, as they are spelled there; None is all.
+        source: the trace of one image, which is put into each image of a batch, or of as many as the batch has.
+        names: tensors of the trace, as it names them; None is all.
 
     Raises:
-        UsageError: a tensor the trace has not, or one that no kernel takes: scores and probabilities (use q, k, v or
-            attn.mix), resid_mid, which is read twice (use attn.out or resid_post).
-        ShapeError: the picture has another number of tokens or the batch another size; raised by the forward.
+        UsageError: a tensor that the trace does not have; scores or probabilities, which no kernel takes (use q, k, v
+            or attn.mix); resid_mid, which has two readers (use attn.out or resid_post).
+        ShapeError: another number of tokens or another batch size; raised in the forward pass.
     """
     names = list(source if names is None else names)
     missing = [name for name in names if name not in source.tensors]
     if missing or not names:
         raise UsageError(f"the trace holds {', '.join(source) or 'nothing'}; to patch: {', '.join(missing)}")
-    wanted = read_keep(names, model)
-    for item in wanted:
+    selected = read_keep(names, model)
+    for item in selected:
         if item.step.name.endswith(("attn.scores", "attn.probs")):
-            raise UsageError(f"{item.key} cannot be handed to a kernel; patch q, k, v or attn.mix")
+            raise UsageError(f"{item.key} is no input of a kernel; patch q, k, v or attn.mix")
         if item.step.name.endswith("resid_mid"):
-            raise UsageError(f"{item.key} is read twice, by the MLP and by what it is added to; patch attn.out or "
+            raise UsageError(f"{item.key} has two readers, the MLP and the residual sum; patch attn.out or "
                              "resid_post")  # fmt: skip
 
-    def put(item: Wanted, x: Tensor) -> Tensor:
+    def put(item: Selected, x: Tensor) -> Tensor:
         if layouts[0] != source.layout:
-            raise ShapeError(f"the trace is of {source.layout.count} tokens, this picture has {layouts[0].count}")
+            raise ShapeError(f"the trace is of {source.layout.count} tokens, this image has {layouts[0].count}")
         return _put(item, x, source.tensors[item.key], source.layout, model.config.heads)
 
-    def hook_for(item: Wanted) -> Callable[..., Any]:
+    def hook_for(item: Selected) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor | None = None) -> Any:
             return (put(item, args[0]), *args[1:]) if output is None else put(item, output)
 
         return hook
 
-    def at_seam(item: Wanted) -> Callable[[Attend], Attend]:
+    def at_attend(item: Selected) -> Callable[[Attend], Attend]:
         place = "qkv".index(item.step.name[-1])
 
         def wrap(own: Attend) -> Attend:
@@ -191,10 +190,10 @@ def patched(model: ViT, source: Trace, names: Iterable[str] | None = None) -> It
         return wrap
 
     with _layouts(model) as layouts, ExitStack() as stack:
-        for item in wanted:
+        for item in selected:
             if item.step.place is None:
                 assert item.block is not None
-                stack.enter_context(attend_swapped(_block(model, item.block).attn, at_seam(item)))
+                stack.enter_context(attend_swapped(_block(model, item.block).attn, at_attend(item)))
                 continue
             place = item.step.place.replace("{i}", str(item.block))
             module = model.get_submodule(place.removesuffix(".input"))
@@ -215,22 +214,22 @@ def scan(
     batch_size: int = 8,
     report: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """The answer without each head, each MLP or each patch in turn, as `ablate` would give it one by one.
+    """Return the answer without each head, MLP or patch in turn; the same as `ablate` one by one, but faster.
 
-    Runs begin at the block that something is taken from, with the stream that enters it, several at once.
+    Each run begins at the block where something is removed, from its input, and several run in one batch.
 
     Args:
         what: "heads", "mlps" or "patches".
         how: as in `ablate`.
-        batch_size: how many sequences go through a block at once; bounds the memory.
-        report: called with the number of answers that are there and that there will be.
+        batch_size: sequences in a batch; bounds the memory.
+        report: called with the number of answers so far and in all.
 
     Returns:
-        Logits, or what a model without a head returns: heads (B, layers, A, L), mlps (B, layers, L),
+        Logits, or of a model without a head its output: heads (B, layers, A, L), mlps (B, layers, L),
         patches (B, h, w, L).
 
     Raises:
-        UsageError: no such scan or `how`; ShapeError: pixels the model refuses.
+        UsageError: no such scan or `how`; ShapeError: pixels that the model refuses.
     """
     if what not in SCANS:
         raise UsageError(f"scan is of {', '.join(SCANS)}, not of {what!r}")
@@ -243,11 +242,11 @@ def scan(
     batch, depth, heads = len(stream_BND), model.config.depth, model.config.heads
     shape = {"heads": (depth, heads), "mlps": (depth,), "patches": layout.grid}[what]
     total = math.prod(shape)
-    at_once = max(1, batch_size // batch)  # a batch of pictures stays together
+    at_once = max(1, batch_size // batch)  # a batch of images stays together
     answers: list[Tensor] = []
 
     def finish(x: Tensor, first: int) -> None:
-        """The rest of the way, from a block on: (units * B, N, D)."""
+        """Run the rest of the model from a block on: (units * B, N, D)."""
         for block in model.blocks[first:]:
             x = block(x, rope)
         answers.extend(lens(model, [x])[0, :, 0].split(batch))
@@ -271,8 +270,8 @@ def scan(
     return torch.stack(answers, dim=1).unflatten(1, shape)
 
 
-def _instead(how: str | Tensor, own: Tensor, among: Tensor | None = None) -> Tensor:
-    """What stands for an activation (..., N, X): zeros, the mean over the tokens of `among` or itself, or a tensor."""
+def _replacement(how: str | Tensor, own: Tensor, among: Tensor | None = None) -> Tensor:
+    """What replaces an activation (..., N, X): zeros, the mean over the tokens of `among` or itself, or a tensor."""
     if isinstance(how, Tensor):
         try:
             return how.to(own).expand_as(own)
@@ -284,14 +283,14 @@ def _instead(how: str | Tensor, own: Tensor, among: Tensor | None = None) -> Ten
 
 
 def _without(gone: list[tuple[slice, int]], how: str | Tensor) -> Callable[[Attend], Attend]:
-    """A kernel's mix with heads replaced, each in some sequences of a batch; the kernel's own memory is left alone."""
+    """A kernel whose output has heads replaced, each in some sequences of a batch; its own memory is not written."""
 
     def wrap(own: Attend) -> Attend:
         def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-            mix_BANK = own(q, k, v, scale=scale).clone()
+            output_BANK = own(q, k, v, scale=scale).clone()
             for sequences, head in gone:
-                mix_BANK[sequences, head] = _instead(how, mix_BANK[sequences, head])
-            return mix_BANK
+                output_BANK[sequences, head] = _replacement(how, output_BANK[sequences, head])
+            return output_BANK
 
         return attend
 
@@ -300,7 +299,7 @@ def _without(gone: list[tuple[slice, int]], how: str | Tensor) -> Callable[[Atte
 
 @contextmanager
 def _mlp_replaced(block: Block, how: str | Tensor) -> Iterator[None]:
-    handle = block.mlp.register_forward_hook(lambda module, args, out: _instead(how, out))
+    handle = block.mlp.register_forward_hook(lambda module, args, out: _replacement(how, out))
     try:
         yield
     finally:
@@ -309,23 +308,23 @@ def _mlp_replaced(block: Block, how: str | Tensor) -> Iterator[None]:
 
 def _replace_tokens(tokens_BND: Tensor, places: list[int], how: str | Tensor) -> Tensor:
     result_BND = tokens_BND.clone()
-    result_BND[:, places] = _instead(how, tokens_BND[:, places], among=tokens_BND)
+    result_BND[:, places] = _replacement(how, tokens_BND[:, places], among=tokens_BND)
     return result_BND
 
 
-def _put(item: Wanted, x: Tensor, value: Tensor, layout: TokenLayout, heads: int) -> Tensor:
-    """A tensor of the forward with a trace's value at the tokens and heads of its selector."""
+def _put(item: Selected, x: Tensor, value: Tensor, layout: TokenLayout, heads: int) -> Tensor:
+    """A tensor of the forward pass with a trace's value at the tokens and heads of its selector."""
     axes, whole = item.step.axes, x.clone()
-    # What the projection reads, (B, N, A*K) -> (B, A, N, K); of q, k and v it is that already.
+    # The input of the projection, (B, N, A*K) -> (B, A, N, K); q, k and v have that shape already.
     view = whole.unflatten(-1, (heads, -1)).transpose(1, 2) if axes == "BANK" and x.ndim == 3 else whole
     index: list[Any] = [slice(None)] * view.ndim
-    rows = item.pick.rows(layout)
-    if item.pick.heads is not None:
-        index[1] = torch.tensor(item.pick.heads)
+    rows = item.selector.rows(layout)
+    if item.selector.heads is not None:
+        index[1] = torch.tensor(item.selector.heads)
     if rows is not None:
         first = layout.prefix if "P" in axes else 0
         index[axes.index("P" if "P" in axes else "N")] = torch.tensor(rows) - first
-    if rows is not None and item.pick.heads is not None:
+    if rows is not None and item.selector.heads is not None:
         index[1] = index[1][:, None]
     there = view[tuple(index)]
     if len(value) not in (1, len(there)) or value.shape[1:] != there.shape[1:]:
@@ -336,7 +335,7 @@ def _put(item: Wanted, x: Tensor, value: Tensor, layout: TokenLayout, heads: int
 
 @contextmanager
 def _layouts(model: ViT) -> Iterator[list[TokenLayout]]:
-    """A list of one: the layout of the picture whose forward runs."""
+    """A list of one: the layout of the image in the current forward pass."""
     require_vit(model, "ablate")
     layouts = [model.config.layout]
 

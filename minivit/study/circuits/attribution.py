@@ -1,4 +1,4 @@
-"""Who wrote the logit: the residual stream taken apart into what every part added to it."""
+"""Direct logit attribution: a logit as the sum of what every part of the model adds to it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from minivit.study.tracing import trace
 
 @dataclass(frozen=True, kw_only=True)
 class Attribution:
-    """What every part of a model adds to one logit of every picture, float64.
+    """What every part of a model adds to one logit of every image, float64.
 
-    The parts sum to `total`; `residual` is what the logit of the forward differs from that by, rounding alone.
+    The parts sum to `total`; `residual` is the logit of the forward pass minus that sum, which is rounding.
     """
 
-    classes: Tensor  # (B,), the class of each picture
-    logits: Tensor  # (B,), as the model's own forward gave them
-    embedding: Tensor  # (B,), what the first block read: patches or prefix tokens, with their positions
+    classes: Tensor  # (B,), the class of each image
+    logits: Tensor  # (B,), of the model's own forward pass
+    embedding: Tensor  # (B,), the input of the first block: patches or prefix tokens, with their positions
     heads: Tensor  # (B, layers, A), every head through its slice of the output projection
     proj_bias: Tensor  # (B, layers), the bias of the output projection, which belongs to no head
     mlps: Tensor  # (B, layers)
@@ -38,36 +38,52 @@ class Attribution:
 
     @property
     def residual(self) -> Tensor:
-        """The forward's logit less the sum of the parts, (B,)."""
+        """The logit of the forward pass minus the sum of the parts, (B,)."""
         return self.logits - self.total
+
+    def by_layer(self, image: int = 0) -> tuple[list[str], Tensor]:
+        """Return for one image the names of the parts of a layer, and their values (layers, A + 2)."""
+        names = [*(f"head {a}" for a in range(self.heads.shape[2])), "bias", "mlp"]
+        parts = [self.heads[image], self.proj_bias[image, :, None], self.mlps[image, :, None]]
+        return names, torch.cat(parts, dim=1)
+
+    def strongest(self, count: int, image: int = 0) -> list[tuple[str, float]]:
+        """Return the parts of one image with the largest values, by name: "head 3 of layer 4"."""
+        names, values_LX = self.by_layer(image)
+        layers = enumerate(values_LX.tolist())
+        parts = [(f"{name} of layer {i}", x) for i, row in layers for name, x in zip(names, row, strict=True)]
+        return sorted(parts, key=lambda part: -abs(part[1]))[:count]
+
+    def __repr__(self) -> str:
+        first = ", ".join(f"{name} {value:+.3f}" for name, value in self.strongest(3))
+        return f"<Attribution of {len(self.logits)} logit(s), the first {float(self.logits[0]):.3f}: {first}, ...>"
 
 
 @torch.no_grad()
 def attribute(model: ViT, pixels_BCHW: Tensor, *, target: int | Tensor | None = None) -> Attribution:
-    """Direct logit attribution: what the embedding, every head and every MLP add to a class's logit.
+    """Return what the embedding, every head and every MLP add to a class's logit.
 
-    The stream at the head's input is a sum of what the embedding, the heads and the MLPs wrote (Elhage et al. 2021,
-    "A Mathematical Framework for Transformer Circuits"; for CLIP's ViTs Gandelsman et al. 2023, arXiv:2310.05916).
-    The final norm is kept at the scale it had for this picture, which makes it linear; pooling and head are linear.
-    So the parts sum to the logit exactly. They are direct effects: what a head changes in later ones counts there.
-    LayerNorm subtracts each part's own mean over the channels; its bias and the head's are parts of their own.
+    The stream at the head's input is the sum of what the embedding, the heads and the MLPs write (Elhage et al. 2021,
+    "A Mathematical Framework for Transformer Circuits"; for CLIP's ViTs Gandelsman et al. 2023, arXiv:2310.05916). The
+    final norm keeps the scale that it had for this image, which makes it linear; pooling and head are linear. So the
+    parts sum to the logit exactly. They are direct effects: what a head changes in later ones counts there. LayerNorm
+    subtracts each part's own mean over the channels; its bias and the head's are separate parts.
 
     Args:
-        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+        target: the class, one number for all pictures or (B,); None is the most likely class of each image.
 
     Raises:
-        UsageError: no head, no such class, or what is not linear: an attention pool, a tanh layer, a cosine head.
+        UsageError: no head, no such class, or something that is not linear: an attention pool, a tanh layer, a cosine
+            head.
     """
     config = model.config
     if not config.classes:
         raise UsageError("the model has no head, so there is no logit to take apart")
     if model.attn_pool is not None or model.pooler is not None:
         between = "an attention pool" if model.attn_pool is not None else "a tanh layer"
-        raise UsageError(f"{between} stands between the blocks and the head: the logit is no sum of what they wrote")
+        raise UsageError(f"{between} stands between the blocks and the head: the logit is no sum of what they write")
     if config.head == "cosine":
-        raise UsageError(
-            "a cosine head divides by the length of what it reads: the logit is no sum of what blocks wrote"
-        )
+        raise UsageError("a cosine head divides by the norm of its input: the logit is no sum of what the blocks write")
     last = f"blocks.{config.depth - 1}.resid_post"
     parts = ["embed.tokens", "blocks.*.attn.mix", "blocks.*.mlp.out", last]
     read = {"cls": ["cls"], "cls&dist": ["cls", "dist"], "mean": ["patches"], "cls+mean": ["cls", "patches"]}
@@ -85,9 +101,9 @@ def attribute(model: ViT, pixels_BCHW: Tensor, *, target: int | Tensor | None = 
     heads, proj_bias, mlps = [], [], []
     for i, block in enumerate(cast("list[Block]", list(model.blocks))):
         before_attn, before_mlp = _unscaled(direction_BRD, block.ls1), _unscaled(direction_BRD, block.ls2)
-        # The head's columns of the projection, asked backwards: (B, R, D) @ (D, A*K) -> (B, R, A, K)
-        asked_BRAK = (before_attn @ block.attn.proj.weight.double()).unflatten(-1, (config.heads, -1))
-        heads.append(torch.einsum("brak,bark->ba", asked_BRAK, kept[f"blocks.{i}.attn.mix"].double()))
+        # The head's columns of the projection, transposed: (B, R, D) @ (D, A*K) -> (B, R, A, K)
+        back_BRAK = (before_attn @ block.attn.proj.weight.double()).unflatten(-1, (config.heads, -1))
+        heads.append(torch.einsum("brak,bark->ba", back_BRAK, kept[f"blocks.{i}.attn.mix"].double()))
         proj_bias.append((before_attn @ block.attn.proj.bias.double()).sum(dim=1))
         mlps.append((before_mlp * kept[f"blocks.{i}.mlp.out"]).sum(dim=(1, 2)))
     return Attribution(
@@ -103,7 +119,7 @@ def attribute(model: ViT, pixels_BCHW: Tensor, *, target: int | Tensor | None = 
 
 
 def _head(model: ViT, classes_B: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """The head's weights for one class, as they fall on each token it reads: (B, R, D), and its bias (B,)."""
+    """The head's weights for one class on each token of its input, (B, R, D), and its bias (B,)."""
     config = model.config
     head = cast(nn.Linear, model.head)
     weight_BD, bias_B = head.weight[classes_B].double(), head.bias[classes_B].double()
@@ -120,10 +136,10 @@ def _head(model: ViT, classes_B: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def _through_norm(model: ViT, stream_BRD: Tensor, head_BRD: Tensor) -> tuple[Tensor, Tensor]:
-    """What the stream before the final norm is multiplied with, (B, R, D), and what the norm's bias adds, (B,).
+    """The factor of the stream before the final norm, (B, R, D), and the term of the norm's bias, (B,).
 
-    LayerNorm is (x - mean(x)) / s * weight + bias. Taking the mean away is symmetric: it may be taken
-    from the direction instead.
+    LayerNorm is (x - mean(x)) / s * weight + bias. Subtracting the mean is symmetric: it is subtracted from the
+    direction instead.
     """
     norm = model.norm
     weighed_BRD = head_BRD * norm.weight.double()

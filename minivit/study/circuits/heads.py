@@ -1,12 +1,15 @@
-"""What kind of head each head is: how far it looks, how evenly, and at whom."""
+"""Statistics of every head: how far it attends, how evenly, and to which kind of token."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivit.errors import ShapeError
+from minivit.errors import ShapeError, UsageError
 from minivit.model.capabilities import ImageModel
 from minivit.model.config import TokenLayout
 from minivit.model.swin import Swin
@@ -18,34 +21,34 @@ STATISTICS = ("distance", "entropy", *MASSES)
 
 
 def attention_distance(probs_BANM: Tensor, layout: TokenLayout, patch_size: int) -> Tensor:
-    """How far every head looks: mean distance in pixels from a patch to the patches it attends to, (B, A).
+    """Return the mean distance in pixels from a patch to the patches it attends to, for every head, (B, A).
 
-    Dosovitskiy et al. 2021 (arXiv:2010.11929), figure 7 right and appendix D.7, the attended area. Distances
-    are between patch centres and weighed by attention over all pairs of patches. What goes to prefix tokens has
-    no distance and is left out of the weights, not counted as 0 as in some later code: a head that looks mostly
-    at CLS is not short-sighted for that; `attention_mass` says it. 0 for a head that looks at no patch.
+    Dosovitskiy et al. 2021 (arXiv:2010.11929), figure 7 right and appendix D.7, the attended area. Distances are
+    between patch centres, weighted by attention over all pairs of patches. Attention to prefix tokens has no distance
+    and is left out of the weights, not counted as 0 as in some later code; `attention_mass` measures it. 0 for a head
+    that attends to no patch.
 
     Raises:
         ShapeError: queries or keys are not the tokens of the layout.
     """
     probs_BAPP = _between_patches(probs_BANM, layout)
     apart_PP = _steps(layout).double().mul(patch_size).norm(dim=-1)
-    # (B, A, P, P) -> (B, A, P*P), weighed and summed by a product with (P*P)
+    # (B, A, P, P) -> (B, A, P*P), weighted and summed by a product with (P*P)
     weights = probs_BAPP.flatten(2)
     smallest = torch.finfo(weights.dtype).tiny
     return weights @ apart_PP.flatten().to(weights) / weights.sum(dim=-1).clamp(min=smallest)
 
 
 def attention_entropy(probs_BANM: Tensor) -> Tensor:
-    """How evenly every head looks: entropy of a query's attention in nats, mean over the queries given, (B, A).
+    """Return the entropy of a query's attention in nats, mean over the queries given, for every head, (B, A).
 
-    0 where every query looks at one token, log(N) where at all alike.
+    0 where every query attends to one token, log(N) where attention is uniform.
     """
     return torch.special.entr(_at_least_float32(probs_BANM)).sum(dim=-1).mean(dim=-1)
 
 
 def attention_mass(probs_BANM: Tensor, layout: TokenLayout) -> dict[str, Tensor]:
-    """At whom the patches look: attention on a kind of token, mean over the patches as queries, (B, A) each.
+    """Return the attention of patches to each kind of token, mean over the patches as queries, (B, A) each.
 
     Returns:
         "cls", "dist" and "registers", 0 where the layout has none; "self", the patch itself; "neighbours", the
@@ -68,12 +71,12 @@ def attention_mass(probs_BANM: Tensor, layout: TokenLayout) -> dict[str, Tensor]
 
 
 def head_statistics(model: ImageModel, pixels_BCHW: Tensor) -> dict[str, Tensor]:
-    """All of the above for every head and picture: STATISTICS by name, each (B, layers, A).
+    """Return STATISTICS by name for every head and image, each (B, layers, A).
 
-    One forward under the model's own kernel; the probabilities of one block at a time are made from its q and k.
-    A Swin, whose layers count through the stages, has no prefix tokens, and only its later stages as many heads as A:
-    nan stands where a layer has none. Its distances, too, are in pixels of the picture; what goes to the zeros that
-    fill a window has no distance and is on no patch.
+    One forward pass under the model's own kernel; probabilities are computed from q and k, one block at a time. The
+    layers of a Swin count through its stages; it has no prefix tokens, and fewer heads than A in its first stages: nan
+    stands where a layer has none. Its distances are in pixels of the image too; attention to the zeros that pad a
+    window has no distance and counts for no patch.
     """
     if model.windowed:
         return _window_statistics(model, pixels_BCHW)
@@ -88,16 +91,53 @@ def head_statistics(model: ImageModel, pixels_BCHW: Tensor) -> dict[str, Tensor]
     return {name: torch.stack(layers, dim=1) for name, layers in found.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadSummary:
+    """Statistics of every head, mean over images."""
+
+    count: int  # images
+    means: dict[str, Tensor]  # STATISTICS by name, each (layers, A), float64; nan where a layer has no such head
+    kinds: list[str]  # those of them that a model with these tokens has
+
+    def __repr__(self) -> str:
+        layers, heads = self.means["distance"].shape
+        return f"<HeadSummary of {layers} layers of {heads} heads, mean over {self.count} image(s)>"
+
+
+def summarise_heads(model: ImageModel, batches: Iterable[Tensor]) -> HeadSummary:
+    """Return the mean over images of `head_statistics`; memory does not grow with their number.
+
+    Args:
+        batches: pixels_BCHW each.
+
+    Raises:
+        UsageError: there are no images.
+    """
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for pixels_BCHW in batches:
+        for name, values_BLA in head_statistics(model, pixels_BCHW.to(model.patch_embed.weight)).items():
+            total = values_BLA.double().sum(dim=0)
+            sums[name] = sums[name] + total if name in sums else total
+        count += len(pixels_BCHW)
+    if not count:
+        raise UsageError("there is no image to examine")
+    layout = model.config.layout
+    absent = {"cls": not layout.cls, "dist": not layout.dist, "registers": not layout.registers}
+    kinds = [name for name in STATISTICS if not absent.get(name)]
+    return HeadSummary(count=count, means={name: total.cpu() / count for name, total in sums.items()}, kinds=kinds)
+
+
 def _window_statistics(model: Swin, pixels_BCHW: Tensor) -> dict[str, Tensor]:
     config = model.config
     stages = [stage for stage, depth in enumerate(config.depths) for _ in range(depth)]
     found: dict[str, list[Tensor]] = {name: [] for name in ("distance", "entropy", "self", "neighbours", "patches")}
 
-    def hear(layer: int, attention: WindowProbs) -> None:
+    def record(layer: int, attention: WindowProbs) -> None:
         probs_BWANN = _at_least_float32(attention.probs)
         windows, size = attention.windows, config.patch_size * 2 ** stages[layer]
         rows, columns = (torch.arange(side) for side in windows.grid)
-        # Every token's row and column and a 1, cut as the picture was; padding has none.
+        # Every token's row and column and a 1, cut as the image was; padding has zeros.
         numbers_P3 = F.pad(torch.cartesian_prod(rows, columns), (0, 1), value=1)[None].to(probs_BWANN)
         places_WN2, real_WN = windows.cut(numbers_P3).split([2, 1], dim=-1)[0], windows.cut(numbers_P3)[..., 2]
         steps_WNN2 = places_WN2[:, None] - places_WN2[:, :, None]
@@ -105,7 +145,7 @@ def _window_statistics(model: Swin, pixels_BCHW: Tensor) -> dict[str, Tensor]:
         ring_WNN = steps_WNN2.abs().amax(dim=-1)
 
         def summed(weights_WNN: Tensor) -> Tensor:
-            """Attention weighed so, of all real queries: (B, A)."""
+            """Attention with these weights, over all real queries: (B, A)."""
             return torch.einsum("bwanm,wnm->ba", probs_BWANN, weights_WNN * between_WNN)
 
         on_patches_BA, queries = summed(torch.ones_like(ring_WNN)), real_WN.sum()
@@ -121,12 +161,12 @@ def _window_statistics(model: Swin, pixels_BCHW: Tensor) -> dict[str, Tensor]:
         for name, values_BA in statistics.items():
             found[name].append(F.pad(values_BA, (0, max(config.heads) - values_BA.shape[1]), value=float("nan")))
 
-    hear_windows(model, pixels_BCHW, range(config.depth), hear)
+    hear_windows(model, pixels_BCHW, range(config.depth), record)
     return {name: torch.stack(layers, dim=1) for name, layers in found.items()}
 
 
 def _steps(layout: TokenLayout) -> Tensor:
-    """From every patch to every other, in rows and columns: (P, P, 2), whole numbers."""
+    """The step from every patch to every other, in rows and columns: (P, P, 2), whole numbers."""
     rows, columns = layout.grid
     places_P2 = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
     return places_P2[None] - places_P2[:, None]

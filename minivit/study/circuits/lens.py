@@ -1,34 +1,36 @@
-"""The logit lens: what the model would answer if it stopped after a block."""
+"""The logit lens: the answer that the final norm and head give after every block."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from minivit.errors import ShapeError, UsageError
 from minivit.model.vit import ViT
+from minivit.study.tracing import trace
 
 
 @torch.no_grad()
 def lens(model: ViT, streams: Iterable[Tensor], *, rows: Sequence[int] | str | None = None) -> Tensor:
-    """Every residual stream read by the model's own final norm and head: (T, B, R, L).
+    """Return every residual stream read by the model's own final norm and head: (T, B, R, L).
 
     The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens"; for ViTs Vilas et al. 2023,
-    arXiv:2310.18969). The head was trained for the last block: what it says of earlier ones shows what is
+    arXiv:2310.18969). The head was trained for the last block; of earlier ones it shows what is
     already written in its own directions, not all that is known. On the last block, with rows None, the
     result is the model's own answer to the last bit.
 
     Args:
         streams: T tensors (B, N, D), "embed.tokens" and "blocks.{i}.resid_post" of a trace.
         rows: None reads what the pooling reads, R = 1. "patches", or R places in the sequence, reads each token
-            alone, as if the pooling had nothing else to read: an attention pool attends to it only, both heads
-            of a distilled model read it. Where the head reads two (pooling "cls+mean") a patch stands in for
-            the mean beside the class token, a prefix token for the class token beside the mean.
+            alone, as if there were no other: an attention pool attends to it only, and both heads of a distilled
+            model read it. Where the head reads two (pooling "cls+mean") a patch takes the place of the mean
+            beside the class token, and a prefix token that of the class token beside the mean.
 
     Returns:
-        Logits; of a model without a head what it returns instead, its pooled token or projection.
+        Logits; for a model without a head its pooled token or projection.
 
     Raises:
         ShapeError: a stream that is not (B, N, D); UsageError: no streams, or no such row.
@@ -37,7 +39,7 @@ def lens(model: ViT, streams: Iterable[Tensor], *, rows: Sequence[int] | str | N
     for stream_BND in streams:
         if stream_BND.ndim != 3 or stream_BND.shape[2] != model.config.width:
             raise ShapeError(f"a stream of shape {tuple(stream_BND.shape)}; expected (B, N, {model.config.width})")
-        # Where the norm covers what is pooled only, the pooling brings it.
+        # A norm of what is pooled is part of the pooling.
         tokens_BND = model.norm(stream_BND) if model.config.norm == "tokens" else stream_BND
         if rows is None:
             answers_BRL.append(model.answer(tokens_BND)[:, None])
@@ -51,13 +53,74 @@ def lens(model: ViT, streams: Iterable[Tensor], *, rows: Sequence[int] | str | N
 
 
 def divergence(logits: Tensor, final: Tensor) -> Tensor:
-    """How far answers are from the final one: KL(final || answer) in nats, (..., L) and (..., L) -> (...), float64.
+    """Return KL(final || answer) in nats, float64: (..., L) and (..., L) -> (...); 0 where they agree.
 
-    The measure of Belrose et al. 2023 (arXiv:2303.08112, section 2): what is wasted by expecting the answer of a
-    block where the final one comes true; 0 where they agree.
+    The measure of Belrose et al. 2023 (arXiv:2303.08112, section 2).
     """
     expected, there = (x.double().log_softmax(dim=-1) for x in (logits, final))
     return (there.exp() * (there - expected)).sum(dim=-1).clamp(min=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensReading:
+    """The answers of the lens at T places for R tokens: what the head reads (R = 1), or all patches."""
+
+    names: list[str]  # of the T places: "embedding", "layer 0", ...
+    final: Tensor  # (L,), the model's own probabilities
+    followed: int  # a class
+    top: Tensor  # (T, R), the most likely class
+    top_score: Tensor  # (T, R), its probability
+    score: Tensor  # (T, R), the probability of the class followed
+    kl: Tensor  # (T, R), divergence from the final answer in nats
+    probs: Tensor | None  # (T, L), all probabilities where R is 1
+    grid: tuple[int, int] | None  # the patches as (rows, columns) where they are read
+
+    @property
+    def best(self) -> int:
+        """The model's own answer."""
+        return int(self.final.argmax())
+
+    def __repr__(self) -> str:
+        rows = f"{self.top.shape[1]} patches" if self.grid else "what the head reads"
+        return f"<LensReading of {rows} at {len(self.names)} places, class {self.followed}>"
+
+
+def lens_reading(model: ViT, pixels_BCHW: Tensor, *, target: int | None = None, patches: bool = False) -> LensReading:
+    """Return what the lens reads of one image after the embedding and after every block.
+
+    Args:
+        pixels_BCHW: one image, (1, C, H, W).
+        target: the class to follow; None is the model's own answer.
+        patches: read every patch alone, instead of what the head reads.
+
+    Raises:
+        UsageError: the model has no classes.
+    """
+    if not model.config.classes:
+        raise UsageError(f"{model.name}: has no classifier, so a lens has no labels to show")
+    selector = "" if patches or model.config.pooling != "cls" else "[cls]"
+    keep = [*(name + selector for name in ("embed.tokens", "blocks.*.resid_post")), "logits"]
+    kept = trace(model, pixels_BCHW, keep=keep, limit=None)
+    *streams, logits_BL = kept.values()
+    followed = int(logits_BL.argmax()) if target is None else target
+    found: dict[str, list[Tensor]] = {"top": [], "top_score": [], "score": [], "kl": []}
+    probs = []
+    for stream_BND in streams:  # one at a time: with many classes, the answers of all patches are large
+        answers_RL = lens(model, [stream_BND], rows="patches" if patches else None)[0, 0].double()
+        probs_RL = answers_RL.softmax(dim=-1)
+        top_score, top = probs_RL.max(dim=-1)
+        numbers = (top, top_score, probs_RL[:, followed], divergence(answers_RL, logits_BL[0]))
+        for values, number in zip(found.values(), numbers, strict=True):
+            values.append(number.cpu())
+        probs += [] if patches else [probs_RL[0].cpu()]
+    return LensReading(
+        names=["embedding", *(f"layer {i}" for i in range(model.config.depth))],
+        final=logits_BL[0].double().softmax(dim=-1).cpu(),
+        followed=followed,
+        probs=torch.stack(probs) if probs else None,
+        grid=kept.layout.grid if patches else None,
+        **{name: torch.stack(values) for name, values in found.items()},
+    )
 
 
 def _places(model: ViT, rows: Sequence[int] | str, count: int) -> list[int]:
@@ -72,7 +135,7 @@ def _places(model: ViT, rows: Sequence[int] | str, count: int) -> list[int]:
 
 
 def _alone(model: ViT, tokens_BND: Tensor, places: list[int]) -> Tensor:
-    """Sequences so short that whatever a pooling picks, it reads one token: (B, N, D) -> (B, R, prefix + 1, D)."""
+    """Sequences of one token each, repeated for any pooling: (B, N, D) -> (B, R, prefix + 1, D)."""
     prefix = model.config.layout.prefix
     alone_BRND = tokens_BND[:, places, None].repeat(1, 1, prefix + 1, 1)
     if model.config.pooling == "cls+mean":

@@ -1,11 +1,11 @@
-// State, events, and the drawing of the photo's side.
+// State, events, and the image with its map.
 
 const HOME = about.cls ? 0 : PREFIX + Math.floor(ROWS / 2) * COLUMNS + Math.floor(COLUMNS / 2);
 
 const state = {
   view: "attention",
-  token: HOME, // whose view it is, until another is pointed at
-  kept: false, // chosen by a click: pointing then only reads
+  token: HOME, // the selected token; pointing at another one replaces it for the moment
+  kept: false, // selected by a click: pointing then only shows values
   pointed: null, // the token under the pointer or the keyboard's cursor
   block: about.depth - 1,
   head: "mean",
@@ -25,8 +25,8 @@ let tensors;
 let attention;
 const $ = (id) => document.getElementById(id);
 
-/** The token the view is about: the one pointed at, where nothing is kept and the view can follow. */
-function looker() {
+/** Return the query token of the view: the one pointed at, if none is selected and the view supports it. */
+function queryToken() {
   const { follows } = VIEWS[state.view];
   if (!state.kept && state.pointed !== null && follows(state.pointed)) return state.pointed;
   return follows(state.token) ? state.token : HOME;
@@ -39,7 +39,7 @@ function change(some) {
 
 let frame = null;
 
-/** Ask for a drawing in the next frame; pointing may ask many times in one. */
+/** Redraw in the next frame; several requests make one redraw. */
 function soon() {
   frame ??= requestAnimationFrame(() => {
     frame = null;
@@ -55,20 +55,20 @@ function update() {
   paintMap($("map"), map);
   $("map").style.opacity = state.opacity;
   $("image").classList.toggle("grey", state.opacity > 0);
-  showRing($("chosen"), VIEWS[state.view].follows(HOME) && looker() !== POOLED ? looker() : null);
+  showRing($("chosen"), VIEWS[state.view].follows(HOME) && queryToken() !== POOLED ? queryToken() : null);
   showRing($("pointed"), state.pointed);
   for (const ring of marks) showRing(ring, state.pointed ?? (state.kept ? state.token : null));
   writeLegend(map);
   writeChips(map);
-  const told = state.pointed ?? (view.follows(HOME) ? looker() : null);
-  $("readout").textContent = told === null ? "Point at a patch to read its value." : view.read(told, map);
+  const told = state.pointed ?? (view.follows(HOME) ? queryToken() : null);
+  $("readout").textContent = told === null ? "Point at a patch to see its value." : view.read(told, map);
   writeNote($("note"), view.note(map));
   view.update();
   $("blocks").querySelectorAll("i").forEach((bar, b) => bar.classList.toggle("now", inView(b)));
   performance.measure("minivit:update", { start: began, end: performance.now() });
 }
 
-/** Whether the view is of this block, as the strip marks it. */
+/** Return whether the view shows this block; the strip marks it. */
 function inView(block) {
   const { depth } = VIEWS[state.view];
   return { block: block === state.block, stream: block === state.stream - 1, start: block >= state.start }[depth];
@@ -91,20 +91,20 @@ function writeLegend(map) {
     return;
   }
   legend.replaceChildren(
-    h("span", { className: "ramp", style: { background: RAMP_CSS } }),
+    h("span", { className: "colormap", style: { background: COLORMAP_CSS } }),
     h("span", { className: "ends" }, h("span", {}, number(map.low)), h("span", {}, number(map.high))),
     h("span", { className: "unit" }, map.unit),
   );
 }
 
-// --- tokens that are no patches
+// --- prefix tokens
 
 function buildChips() {
   const tokens = Array.from({ length: PREFIX }, (_, i) => i);
   if (about.classes && about.pooling !== "cls") tokens.push(POOLED);
   const chips = tokens.map((token) => {
     const parts = { swatch: h("i"), value: h("span", { className: "value" }) };
-    const name = h("span", { className: "name" }, token === POOLED ? "what the head reads" : tokenName(token));
+    const name = h("span", { className: "name" }, tokenName(token));
     const button = h("button", { type: "button", className: "chip" }, parts.swatch, name, parts.value);
     button.addEventListener("click", () => keep(token));
     button.addEventListener("pointerenter", () => point(token));
@@ -122,9 +122,9 @@ function writeChips(map) {
   for (const { token, button, swatch, value } of chips) {
     const known = map.prefix && token < PREFIX;
     swatch.hidden = !known;
-    swatch.style.background = known ? rampColour(map.prefix[token], map.low, map.high) : "transparent";
+    swatch.style.background = known ? mapColour(map.prefix[token], map.low, map.high) : "transparent";
     value.textContent = known ? number(map.prefix[token]) : (map.names?.[token] ?? "");
-    button.setAttribute("aria-pressed", String(VIEWS[state.view].follows(token) && looker() === token));
+    button.setAttribute("aria-pressed", String(VIEWS[state.view].follows(token) && queryToken() === token));
     button.disabled = !VIEWS[state.view].follows(token);
     button.hidden = token === POOLED && state.view !== "lens";
   }
@@ -145,7 +145,7 @@ function keep(token) {
 
 const pointer = { place: null, keyed: false }; // where it was last, and whether keys have moved the cursor since
 
-/** A page that scrolls below a mouse at rest sends its events too: they do not take the cursor from the keyboard. */
+/** Return whether a mouse event comes from scrolling, not from the mouse: it must not move the keyboard's cursor. */
 function atRest({ pointerType, screenX, screenY }) {
   const place = `${screenX} ${screenY}`;
   const rest = pointer.keyed && pointerType === "mouse" && place === pointer.place;
@@ -160,12 +160,12 @@ function tokenAt(event) {
   return row >= 0 && row < ROWS && column >= 0 && column < COLUMNS ? PREFIX + row * COLUMNS + column : null;
 }
 
-/** Where the patches lie in the picture below the map, as shares of its sides. */
-const boxInPicture = () => (state.base === "seen" ? [0, 0, 1, 1] : about.box);
+/** Return where the patches are in the image below the map, as fractions of its sides. */
+const boxInImage = () => (state.base === "seen" ? [0, 0, 1, 1] : about.box);
 
-/** Below the map lies the photo, or what the network sees of it, whose patches are squares however long the photo. */
+/** Build the choice of what is below the map: the image, or the model input, whose patches are square. */
 function buildBase() {
-  const names = { photo: "the photo", seen: "what the network sees" };
+  const names = { photo: "image", seen: "model input" };
   const show = (base) => {
     state.base = base;
     const [height, width] = about.imageSize;
@@ -174,9 +174,9 @@ function buildBase() {
     image.alt = `${about.title}: ${names[base]}, below the map`;
     image.classList.toggle("pixels", base === "seen");
     $("photo").style.setProperty("--ratio", base === "seen" ? width / height : about.photoSize[0] / about.photoSize[1]);
-    const [left, upper, right, lower] = boxInPicture();
+    const [left, upper, right, lower] = boxInImage();
     const percents = { left, top: upper, width: right - left, height: lower - upper };
-    for (const [side, share] of Object.entries(percents)) $("box").style[side] = `${100 * share}%`;
+    for (const [side, fraction] of Object.entries(percents)) $("box").style[side] = `${100 * fraction}%`;
   };
   $("base").append(choice("Below the map", Object.entries(names), state.base, show).root);
   show(state.base);
@@ -197,7 +197,7 @@ function buildPhoto() {
   photo.addEventListener("blur", () => point(null));
   photo.setAttribute("aria-label", `Patches in ${ROWS} rows and ${COLUMNS} columns`);
   $("photo-help").textContent =
-    "Patches are (row, column) from 0. Point to look, click or tap to keep. Keys: arrows move, Enter keeps, Escape lets go, [ and ] change the block.";
+    "Patches are (row, column), counted from 0. Point to preview, click or tap to select. Keys: arrows move, Enter selects, Escape clears the selection, [ and ] change the block.";
 }
 
 function byKey(event) {
@@ -207,7 +207,7 @@ function byKey(event) {
     const [down, right] = steps[event.key];
     const start = from >= PREFIX && from < TOKENS ? from : null;
     const limit = (value, end) => Math.min(end - 1, Math.max(0, value));
-    // From a token that is no patch, the first key goes to the middle of the picture.
+    // From a prefix token, the first key goes to the middle of the image.
     const row = start === null ? Math.floor(ROWS / 2) : limit(rowOf(start) + down, ROWS);
     const column = start === null ? Math.floor(COLUMNS / 2) : limit(columnOf(start) + right, COLUMNS);
     state.pointed = PREFIX + row * COLUMNS + column;
@@ -259,7 +259,7 @@ function buildTabs() {
   return show;
 }
 
-// --- the page's own buttons
+// --- buttons of the page
 
 function buildTheme() {
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -278,18 +278,18 @@ async function save() {
   const view = VIEWS[state.view];
   const map = view.map();
   const { what, equation, live, not } = view.note(map);
-  const rings = [[looker(), "#ffffff"], [state.pointed, "#56b4e9"]]
+  const rings = [[queryToken(), "#ffffff"], [state.pointed, "#56b4e9"]]
     .filter(([token]) => view.follows(HOME) && token !== null && token >= PREFIX && token < TOKENS)
     .map(([token, colour]) => ({ token, colour }));
   const sheet = drawView({
     image: $("image"),
-    box: boxInPicture(),
+    box: boxInImage(),
     canvas: $("map"),
     opacity: state.opacity,
     rings,
     map,
     title: `${view.name}: ${about.title} in ${about.model}`,
-    lines: [what, equation, live, `It does not tell ${not}`].filter(Boolean),
+    lines: [what, equation, live, `It does not show ${not}`].filter(Boolean),
   });
   const blob = await new Promise((done) => sheet.toBlob(done, "image/png"));
   const link = h("a", { href: URL.createObjectURL(blob), download: `${about.title.replace(/\.[^.]*$/, "")}-${state.view}.png` });
@@ -304,8 +304,8 @@ async function start() {
   $("title").textContent = about.title;
   $("about").textContent = [about.model, about.revision && about.revision.slice(0, 12),
     `${about.depth} blocks, ${about.heads} heads, width ${about.width}`].filter(Boolean).join(" \u00b7 ");
-  $("colophon").textContent = "Written by minivit explore. Everything on this page is in this file; it loads nothing from anywhere.";
-  buildWay();
+  $("colophon").textContent = "Written by minivit explore. This file contains everything; it loads nothing from the network.";
+  buildStages();
   buildPhoto();
   buildBase();
   chips = buildChips();
@@ -326,6 +326,6 @@ async function start() {
 }
 
 start().catch((error) => {
-  $("readout").textContent = `This page cannot be shown here: ${error.message}. It needs a browser of 2023 or later.`;
+  $("readout").textContent = `This page cannot be shown: ${error.message}. It needs a browser from 2023 or later.`;
   throw error;
 });

@@ -1,4 +1,4 @@
-// What the page carries: a description in JSON, and packed blocks of numbers. Nothing is fetched.
+// The data of the page: a description in JSON, and packed blocks of numbers. Nothing is fetched.
 // Letters as in minivit: A heads, N tokens, K size of a head, P patches; a stream is the tokens before the first block
 // or after one of them.
 
@@ -7,20 +7,20 @@ const [ROWS, COLUMNS] = about.grid;
 const PATCHES = ROWS * COLUMNS;
 const PREFIX = about.cls + about.dist + about.registers;
 const TOKENS = PREFIX + PATCHES;
-const POOLED = TOKENS; // the row of the lens that is no token: what the head reads
+const POOLED = TOKENS; // the row of the lens that is no token: the pooled output
 
-/** The bytes of one block: base64, then zlib. */
+/** Return the bytes of one block: base64, then zlib. */
 async function unpack(id) {
   const element = document.getElementById(id);
   const text = element.textContent;
   element.remove();
-  // fromBase64 is of 2024 and later, and many times as fast
+  // fromBase64 is many times as fast; browsers have it since 2025
   const bytes = Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const inflated = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(inflated).arrayBuffer());
 }
 
-/** All small tensors by name, each {shape, data}; they lie in one block, one behind the other. */
+/** Return all small tensors by name, each {shape, data}; they are stored in one block, one after the other. */
 async function readTensors() {
   const { buffer } = await unpack("tensors");
   const tensors = {};
@@ -34,7 +34,7 @@ async function readTensors() {
   return tensors;
 }
 
-/** What an index of the first axes picks: a number where all axes are given, else a view. */
+/** Return the part at an index of the first axes: a number if all axes are given, else a view. */
 function part(data, shape, index) {
   let [start, length] = [0, data.length];
   index.forEach((place, axis) => {
@@ -71,7 +71,7 @@ class Attention {
     return this.blocks[block] !== undefined;
   }
 
-  /** The row of one head, N probabilities, written into `out`. */
+  /** Write the row of one head, N probabilities, into `out`. */
   head(block, head, query, out) {
     const packed = this.blocks[block];
     if (about.packing.kind === "maps") {
@@ -79,25 +79,25 @@ class Attention {
       for (let m = 0; m < TOKENS; m++) out[m] = this.levels[packed[start + m]];
       return out;
     }
-    // softmax(q k / sqrt(K)), the greatest score taken off before the exponential
+    // softmax(q k / sqrt(K)), the max score subtracted before the exponential
     const size = about.headDim;
     const q = packed.q.subarray((head * about.queries + query) * size, (head * about.queries + query + 1) * size);
     const k = packed.k.subarray(head * TOKENS * size, (head + 1) * TOKENS * size);
     const factor = this.factor.at(block, head);
-    let most = -Infinity;
+    let max = -Infinity;
     for (let m = 0, at = 0; m < TOKENS; m++) {
       let dot = 0;
       for (let i = 0; i < size; i++, at++) dot += q[i] * k[at];
       out[m] = dot * factor;
-      if (out[m] > most) most = out[m];
+      if (out[m] > max) max = out[m];
     }
     let sum = 0;
-    for (let m = 0; m < TOKENS; m++) sum += out[m] = Math.exp(out[m] - most);
+    for (let m = 0; m < TOKENS; m++) sum += out[m] = Math.exp(out[m] - max);
     for (let m = 0; m < TOKENS; m++) out[m] /= sum;
     return out;
   }
 
-  /** As `head`, of one head by its number or of all by their "mean" or "max". */
+  /** As `head`, for one head by its number, or for the "mean" or "max" of all. */
   row(block, fusion, query) {
     const out = new Float64Array(TOKENS);
     if (typeof fusion === "number") return this.head(block, fusion, query, out);
@@ -112,10 +112,10 @@ class Attention {
   }
 }
 
-// How tokens and numbers are called.
+// Names of tokens, and numbers as text.
 
 function tokenName(token) {
-  if (token === POOLED) return "what the head reads";
+  if (token === POOLED) return "pooled output";
   if (token < about.cls) return "CLS";
   if (token < about.cls + about.dist) return "DIST";
   if (token < PREFIX) return `register ${token - about.cls - about.dist}`;
@@ -129,12 +129,12 @@ function className(index) {
   return about.labels[index] ?? `class ${index}`;
 }
 
-/** The first name of a class: of "tabby, tabby cat" the first. */
+/** Return the first name of a class: "tabby" of "tabby, tabby cat". */
 function shortName(index) {
   return className(index).split(",")[0];
 }
 
-/** Three digits that count, as a person writes them. */
+/** Return a number with three significant digits. */
 function number(value) {
   const size = Math.abs(value);
   if (size >= 1e6 || (size < 1e-6 && value !== 0)) return value.toExponential(2).replace("e-", "e\u2212").replace("e+", "e");
@@ -142,9 +142,9 @@ function number(value) {
   return Number(value.toPrecision(3)).toFixed(Math.min(decimals, 9)).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
 }
 
-function percent(share) {
-  if (share > 0 && share < 0.0005) return "< 0.1%";
-  return `${(100 * share).toFixed(1)}%`;
+function percent(fraction) {
+  if (fraction > 0 && fraction < 0.0005) return "< 0.1%";
+  return `${(100 * fraction).toFixed(1)}%`;
 }
 
 const times = (...sides) => sides.join(" \u00d7 ");

@@ -1,9 +1,8 @@
 // From numbers to colours and canvases.
 
-// From least to most. Lightness rises evenly and hue runs through violet, rose and amber, so that the ramp reads
-// the same in grey print and to eyes that tell no red from green.
-const STOPS = ["#0b0a1c", "#2a1450", "#5a1e74", "#90286f", "#c53c5c", "#ee6a45", "#fba157", "#fdd38a", "#fff7dc"];
-const RAMP = (() => {
+// The colormap of the page, from min to max: colours at equal distances, interpolated in between (colormaps.py).
+const STOPS = about.colormap;
+const COLORMAP = (() => {
   const stops = STOPS.map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
   const colours = new Uint8Array(256 * 3);
   for (let c = 0; c < 256; c++) {
@@ -16,22 +15,22 @@ const RAMP = (() => {
   return colours;
 })();
 
-// Okabe and Ito 2008, told apart by all eyes, with two of Tol's behind them, and a grey for all the rest.
+// Told apart by colour-blind readers: Okabe and Ito 2008, then two of Tol 2018; grey for all others.
 const KINDS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#882255", "#999933"];
 const REST = "#8b8894";
 
-/** A number of 0 to 1 as the place of its colour in the ramp. */
+/** Return the index (0 to 255) of a value in the colormap. */
 function level(value, low, high) {
   if (!(high > low)) return 0;
   return Math.round(255 * Math.min(1, Math.max(0, (value - low) / (high - low))));
 }
 
-function rampColour(value, low, high) {
+function mapColour(value, low, high) {
   const c = 3 * level(value, low, high);
-  return `rgb(${RAMP[c]}, ${RAMP[c + 1]}, ${RAMP[c + 2]})`;
+  return `rgb(${COLORMAP[c]}, ${COLORMAP[c + 1]}, ${COLORMAP[c + 2]})`;
 }
 
-/** A map onto a canvas, one pixel for each patch; CSS makes it large without smoothing. */
+/** Draw a map on a canvas, one pixel for each patch; CSS enlarges it without smoothing. */
 function paintMap(canvas, map) {
   if (canvas.width !== COLUMNS || canvas.height !== ROWS) [canvas.width, canvas.height] = [COLUMNS, ROWS];
   const context = canvas.getContext("2d");
@@ -42,14 +41,14 @@ function paintMap(canvas, map) {
       for (let i = 0; i < 3; i++) pixels[4 * p + i] = map.rgb[3 * p + i];
     } else {
       const c = 3 * level(map.values[p], map.low, map.high);
-      for (let i = 0; i < 3; i++) pixels[4 * p + i] = RAMP[c + i];
+      for (let i = 0; i < 3; i++) pixels[4 * p + i] = COLORMAP[c + i];
     }
     pixels[4 * p + 3] = 255;
   }
   context.putImageData(image, 0, 0);
 }
 
-/** Three components (P, 3) as red, green and blue, each from its own least to its own most. */
+/** Return three components (P, 3) as red, green and blue, each from its own min to its own max. */
 function componentColours(components) {
   const rgb = new Uint8Array(PATCHES * 3);
   for (let i = 0; i < 3; i++) {
@@ -67,33 +66,33 @@ function hexBytes(hex) {
   return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 }
 
-function greatest(values) {
-  let most = -Infinity;
-  for (const value of values) if (value > most) most = value;
-  return most;
+function maxOf(values) {
+  let high = -Infinity;
+  for (const value of values) if (value > high) high = value;
+  return high;
 }
 
-function least(values) {
+function minOf(values) {
   let low = Infinity;
   for (const value of values) if (value < low) low = value;
   return low;
 }
 
-/** The ramp as a CSS gradient. */
-const RAMP_CSS = `linear-gradient(to right, ${STOPS.join(", ")})`;
+/** The colormap as a CSS gradient. */
+const COLORMAP_CSS = `linear-gradient(to right, ${STOPS.join(", ")})`;
 
-/** The current view as one PNG, 1200 pixels wide: the picture with its map, its legend and what is said of it. */
+/** Return the current view as one PNG, 1200 pixels wide: the image with its map, legend and description. */
 function drawView({ image, box, canvas, opacity, rings, map, title, lines }) {
   const width = 1200;
   const scale = Math.min(width / image.naturalWidth, 1500 / image.naturalHeight);
   const [wide, height] = [image.naturalWidth * scale, Math.round(image.naturalHeight * scale)];
-  const [pad, line, ramp] = [28, 26, 14];
+  const [pad, line, bar] = [28, 26, 14];
   const sheet = document.createElement("canvas");
   const text = sheet.getContext("2d");
   const font = (weight, size) => `${weight} ${size}px system-ui, sans-serif`;
   text.font = font(400, 18);
   const wrapped = lines.flatMap((words) => wrap(text, words, width - 2 * pad));
-  // Where every kind of patch has its colour: how far to the right, and in which line.
+  // Place of each entry of the legend: x, and line.
   let [x, row] = [0, 0];
   const kinds = (map.kinds ?? []).map(({ name, count, colour }) => {
     const words = `${name} ${count}`;
@@ -103,8 +102,8 @@ function drawView({ image, box, canvas, opacity, rings, map, title, lines }) {
     x += wide;
     return place;
   });
-  const legend = map.rgb ? (kinds.length ? line * (row + 1) + 12 : 0) : ramp + 40;
-  // Setting a size forgets the font.
+  const legend = map.rgb ? (kinds.length ? line * (row + 1) + 12 : 0) : bar + 40;
+  // Setting the size resets the font.
   [sheet.width, sheet.height] = [width, height + pad + 34 + legend + line * wrapped.length + pad];
   text.fillStyle = "#ffffff";
   text.fillRect(0, 0, sheet.width, sheet.height);
@@ -135,13 +134,13 @@ function drawView({ image, box, canvas, opacity, rings, map, title, lines }) {
     const gradient = text.createLinearGradient(pad, 0, pad + 360, 0);
     STOPS.forEach((stop, i) => gradient.addColorStop(i / (STOPS.length - 1), stop));
     text.fillStyle = gradient;
-    text.fillRect(pad, y, 360, ramp);
+    text.fillRect(pad, y, 360, bar);
     text.fillStyle = "#1c1b22";
-    text.fillText(number(map.low), pad, y + ramp + 20);
+    text.fillText(number(map.low), pad, y + bar + 20);
     text.textAlign = "right";
-    text.fillText(number(map.high), pad + 360, y + ramp + 20);
+    text.fillText(number(map.high), pad + 360, y + bar + 20);
     text.textAlign = "left";
-    text.fillText(map.unit, pad + 380, y + ramp);
+    text.fillText(map.unit, pad + 380, y + bar);
   }
   for (const kind of kinds) {
     text.fillStyle = kind.colour;

@@ -1,4 +1,4 @@
-// Pieces of interface. Text always goes in as text, never as markup.
+// Parts of the user interface. Text is always inserted as text, never as markup.
 
 /** An element: h("button", {type: "button", onclick}, "text", child, ...). */
 function h(name, properties = {}, ...children) {
@@ -14,7 +14,7 @@ function h(name, properties = {}, ...children) {
 
 let labels = 0;
 
-/** A slider with its name and its value in words. */
+/** Return a slider with its name and its value as text. */
 function slider(name, { min, max, value, say, pick }) {
   const id = `slider-${labels++}`;
   const output = h("output", { htmlFor: id });
@@ -32,7 +32,7 @@ function slider(name, { min, max, value, say, pick }) {
   return { root: h("div", { className: "control" }, h("label", { for: id }, name), input, output), set };
 }
 
-/** One of several, all in sight: a group of radio buttons. */
+/** Return a group of radio buttons. */
 function choice(name, options, picked, pick) {
   const group = `choice-${labels++}`;
   const inputs = options.map(([value, text]) => {
@@ -47,7 +47,7 @@ function choice(name, options, picked, pick) {
   return { root, set };
 }
 
-/** One of many: a list that opens. */
+/** Return a drop-down list. */
 function list(name, options, picked, pick) {
   const id = `list-${labels++}`;
   const select = h("select", { id }, ...options.map(([value, text]) => h("option", { value }, text)));
@@ -58,8 +58,8 @@ function list(name, options, picked, pick) {
 }
 
 /**
- * Small maps in rows and columns, of which one is chosen: one stop of the tab key, arrows inside.
- * `order[row]` is the column's number at every place, so that a row can be sorted.
+ * Small maps in rows and columns; one is selected. One tab stop; arrow keys move inside.
+ * `order[row]` lists the column numbers from left to right, so that a row can be sorted.
  */
 class Thumbs {
   constructor(name, { rows, columns, rowName, columnName, pick }) {
@@ -83,7 +83,7 @@ class Thumbs {
         const button = h("button", { type: "button", tabIndex: -1 }, canvas, bar, tag);
         button.addEventListener("click", () => {
           pick(r, c);
-          // Where the large map stands above instead of beside, it comes into sight.
+          // On a narrow screen the large map is above: scroll to it.
           if (matchMedia("(max-width: 760px)").matches) document.getElementById("photo").scrollIntoView({ block: "center" });
         });
         button.addEventListener("keydown", (event) => this.move(event, r, c));
@@ -111,7 +111,7 @@ class Thumbs {
     this.cells[row][next].button.focus();
   }
 
-  /** How many stand in one line, where a single row wraps. */
+  /** Return the number of columns on screen, where a single row wraps. */
   across() {
     return getComputedStyle(this.root).gridTemplateColumns.split(" ").length;
   }
@@ -130,11 +130,11 @@ class Thumbs {
     paintMap(this.cells[r][c].canvas, map);
   }
 
-  /** A bar of a length of 0 to 1 below a map, and what is read out of it. */
-  mark(r, c, share, text) {
+  /** Set the bar below a map, 0 to 1, and its text for screen readers. */
+  mark(r, c, fraction, text) {
     const { button, bar } = this.cells[r][c];
-    bar.hidden = share === null;
-    if (share !== null) bar.style.setProperty("--share", share.toFixed(3));
+    bar.hidden = fraction === null;
+    if (fraction !== null) bar.style.setProperty("--fraction", fraction.toFixed(3));
     button.setAttribute("aria-label", text);
     button.title = text;
   }
@@ -149,9 +149,9 @@ class Thumbs {
   }
 }
 
-/** A line of numbers with a name, as a bar of a length of 0 to 1. */
-function barRow({ name, share, value, colour, pick, picked }) {
-  const fill = h("span", { className: "fill", style: { "--share": share.toFixed(4), "--colour": colour } });
+/** Return a row with a name, a bar of 0 to 1 and a value. */
+function barRow({ name, fraction, value, colour, pick, picked }) {
+  const fill = h("span", { className: "fill", style: { "--fraction": fraction.toFixed(4), "--colour": colour } });
   const button = h(
     "button",
     { type: "button", className: "bar-row", title: name, "aria-pressed": String(Boolean(picked)) },
@@ -163,11 +163,11 @@ function barRow({ name, share, value, colour, pick, picked }) {
   return button;
 }
 
-/** What is said of a view: what it is, its equation with the numbers of now, what it does not tell. */
+/** Write the description of a view: what it shows, its equation with the current numbers, its limits. */
 function writeNote(element, { what, equation, live, not }) {
   const lines = (named) => Object.entries(named).filter(([, text]) => text).map(([className, text]) => h("p", { className }, text));
   element.replaceChildren(
     h("div", {}, ...lines({ what, equation })),
-    h("div", {}, ...lines({ live }), h("p", { className: "not" }, h("b", {}, "It does not tell "), not)),
+    h("div", {}, ...lines({ live }), h("p", { className: "not" }, h("b", {}, "It does not show "), not)),
   );
 }

@@ -1,10 +1,10 @@
-// The views. Each says what map lies over the photo, what stands beside it, and what both tell and do not tell.
-//   build()    its controls, once        update()   what of them changes with the state
-//   map()      {values | rgb, low, high, unit, prefix}: `prefix` are the values of the tokens that are no patches
-//   note()     what is said of it        read(token)   one line about the token that is pointed at
-//   follows    the tokens it can be about                depth   what of the state says how deep it looks
+// The views. Each defines a map over the image, the controls beside it, and a description.
+//   build()    make the controls, once   update()   update them from the state
+//   map()      {values | rgb, low, high, unit, prefix}: `prefix` are the values of the prefix tokens
+//   note()     the description           read(token)   one line about the token under the pointer
+//   follows    whether a token can be the query          depth   the state's key for the block
 
-const FUSIONS = { mean: "mean of all heads", max: "greatest of all heads" };
+const FUSIONS = { mean: "mean of all heads", max: "max of all heads" };
 const streamName = (stream) => (stream === 0 ? "before block 0" : `after block ${stream - 1}`);
 
 function strongest(values) {
@@ -15,9 +15,9 @@ function strongest(values) {
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
-const fullScale = (values) => ({ values, low: least(values), high: greatest(values) });
+const fullScale = (values) => ({ values, low: minOf(values), high: maxOf(values) });
 
-// --- who attends to whom
+// --- attention
 
 const attentionView = {
   name: "Attention",
@@ -34,7 +34,7 @@ const attentionView = {
     this.block = slider("Block", { min: 0, max: last, value: state.block, say: (b) => `${b} of ${last}`,
       pick: (block) => change({ block }) });
     this.head = list("Head", options, state.head, (value) => change({ head: value in FUSIONS ? value : Number(value) }));
-    this.scale = choice("Colours", [["head", "per head"], ["shared", "shared"]], state.scale, (scale) => change({ scale }));
+    this.scale = choice("Colour scale", [["head", "per head"], ["shared", "shared"]], state.scale, (scale) => change({ scale }));
     this.mark = choice("Mark heads by", [["none", "nothing"], ["distance", "distance"], ["entropy", "entropy"]],
       state.mark, (mark) => change({ mark, sorted: mark !== "none" && state.sorted }));
     this.sorted = h("input", { type: "checkbox", id: "sorted" });
@@ -51,7 +51,7 @@ const attentionView = {
     return [
       h("div", { className: "controls" }, this.block.root, this.head.root, this.scale.root, this.mark.root,
         h("div", { className: "control" }, h("label", { className: "check", for: "sorted" }, this.sorted,
-          h("span", {}, "sorted in every block")))),
+          h("span", {}, "sort heads in each block")))),
       h("h3", { id: "thumbs-title" }, ""),
       this.markText,
       this.thumbs.root,
@@ -74,26 +74,26 @@ const attentionView = {
 
   markHeads() {
     const values = state.mark === "none" ? null : tensors[state.mark];
-    const most = values ? greatest(values.data) : 1;
+    const high = values ? maxOf(values.data) : 1;
     for (let b = 0; b < about.depth; b++) {
       for (let a = 0; a < about.heads; a++) {
         const [distance, entropy] = [tensors.distance.at(b, a), tensors.entropy.at(b, a)];
         const text = `block ${b}, head ${a}: distance ${number(distance)} pixels, entropy ${number(entropy)} nats`;
-        this.thumbs.mark(b, a, values ? values.at(b, a) / most : null, text);
+        this.thumbs.mark(b, a, values ? values.at(b, a) / high : null, text);
       }
     }
     const order = (b) => [...tensors[state.mark].at(b).keys()].sort((i, j) => values.at(b, i) - values.at(b, j));
     this.thumbs.sort(state.sorted ? Array.from({ length: about.depth }, (_, b) => order(b)) : null);
     this.markText.textContent = {
-      none: `Rows are blocks, columns heads. Choose one to see it over the photo.${about.maps === "all" ? "" : " This page keeps what the tokens in front attend to; patches can be read, but not asked."}`,
-      distance: `Bar: mean distance in pixels from a patch to what it attends to; the longest is ${number(most)}.`,
-      entropy: `Bar: mean entropy of a row in nats, 0 looks at one token, ln ${TOKENS} = ${number(Math.log(TOKENS))} at all alike; the longest is ${number(most)}.`,
+      none: `Rows are blocks, columns are heads. Select one to see it over the image.${about.maps === "all" ? "" : " This page contains the attention of the prefix tokens only; a patch cannot be the query."}`,
+      distance: `Bar: mean attention distance in pixels; the max is ${number(high)}.`,
+      entropy: `Bar: mean entropy of attention in nats: 0 for one token, ln ${TOKENS} = ${number(Math.log(TOKENS))} for uniform attention; the max is ${number(high)}.`,
     }[state.mark];
   },
 
-  /** All maps of the query, drawn over several frames so that pointing never waits for them. */
+  /** Draw all maps of the query over several frames, so that pointing never waits for them. */
   drawThumbs() {
-    const query = looker();
+    const query = queryToken();
     const key = `${query} ${state.scale}`;
     if (this.drawn === key) return;
     this.drawn = key;
@@ -126,10 +126,10 @@ const attentionView = {
     }
   },
 
-  high: (values, query) => (state.scale === "shared" ? tensors.greatest.at(query) : greatest(values)),
+  high: (values, query) => (state.scale === "shared" ? tensors.greatest.at(query) : maxOf(values)),
 
   map() {
-    const query = looker();
+    const query = queryToken();
     const row = attention.row(state.block, state.head, query);
     const values = row.subarray(PREFIX);
     return {
@@ -139,38 +139,38 @@ const attentionView = {
       low: 0,
       high: this.high(values, query),
       unit: state.scale === "shared"
-        ? `attention probability; one scale for all heads of all blocks, to the most that ${tokenName(query)} gives a patch`
-        : "attention probability; from 0 to the most of this map",
+        ? `attention probability; one scale for all heads and blocks, from 0 to the max from ${tokenName(query)} to a patch`
+        : "attention probability; from 0 to the max of this map",
     };
   },
 
   headText: () => (typeof state.head === "number" ? `head ${state.head}` : FUSIONS[state.head]),
 
   note(map) {
-    const query = looker();
+    const query = queryToken();
     const of = Array.from(map.prefix, (p, i) => `${tokenName(i)} ${number(p)}`);
     const best = strongest(map.row);
     const over = { mean: "mean\u2095 ", max: "max\u2095 " }[state.head] ?? "";
-    // But for the packing, the sum is 1; the greatest of several heads are no shares of one whole.
-    const total = state.head === "max" ? ` = ${number(sum(map.row))}, of several heads` : " \u2248 1";
+    // Apart from rounding, the sum is 1. The max of several heads does not sum to 1.
+    const total = state.head === "max" ? ` = ${number(sum(map.row))}, from several heads` : " \u2248 1";
     const packing = about.packing.kind === "maps"
-      ? `Probabilities are kept in one byte each and are off by at most ${percent(about.error)} of themselves; below 0.0000163 they are 0.`
-      : `Made here from queries and keys of 14 bits; off by at most ${percent(about.error)} of themselves.`;
+      ? `Probabilities are stored in one byte each: relative error at most ${percent(about.error)}, below 0.0000163 they are 0.`
+      : `Computed from queries and keys of 14 bits: relative error at most ${percent(about.error)}.`;
     return {
-      what: `How much ${tokenName(query)} reads from every token in block ${state.block}, ${this.headText()}.`,
+      what: `How much ${tokenName(query)} attends to every token in block ${state.block}, ${this.headText()}.`,
       equation: `${over}softmax(q \u00b7 k\u1d40 / \u221a${about.headDim}):   ${[...of, `${PATCHES} patches ${number(sum(map.values))}`].join(" + ")}${total}`,
-      live: `Most goes to ${tokenName(best)}: ${number(map.row[best])}, ${number(map.row[best] * TOKENS)} times an even share of 1/${TOKENS} = ${number(1 / TOKENS)}. ${packing}`,
-      not: "whether it mattered. What is read is the token's value, which may be near zero, and by a late block every token holds something of the whole picture.",
+      live: `Max: ${tokenName(best)}, ${number(map.row[best])}, ${number(map.row[best] * TOKENS)} times uniform attention (1/${TOKENS} = ${number(1 / TOKENS)}). ${packing}`,
+      not: "whether it matters for the output. The value vector may be near zero, and in late blocks every token carries information about the whole image.",
     };
   },
 
   read(token, map) {
-    const query = looker();
+    const query = queryToken();
     if (state.pointed === null || (token === query && !state.kept)) {
       const best = strongest(map.row);
-      return `${tokenName(query)} gives most to ${tokenName(best)}: ${number(map.row[best])}, and itself ${number(map.row[query])}`;
+      return `${tokenName(query)} attends most to ${tokenName(best)}: ${number(map.row[best])}, to itself ${number(map.row[query])}`;
     }
-    return `${tokenName(query)} gives ${tokenName(token)} ${number(map.row[token])}, ${number(map.row[token] * TOKENS)} times an even share`;
+    return `${tokenName(query)} attends to ${tokenName(token)}: ${number(map.row[token])}, ${number(map.row[token] * TOKENS)} times uniform attention`;
   },
 };
 
@@ -199,8 +199,8 @@ const rolloutView = {
     for (let b = 0; b < about.depth; b++) this.thumbs.draw(0, b, fullScale(tensors.rollout.at(b)));
     return [
       h("div", { className: "controls" }, this.start.root),
-      h("h3", {}, "The same from every first block"),
-      h("p", { className: "hint" }, "Each in its own colours, from its least to its most."),
+      h("h3", {}, "Every first block"),
+      h("p", { className: "hint" }, "Each map has its own colour scale, from its min to its max."),
       this.thumbs.root,
     ];
   },
@@ -212,7 +212,7 @@ const rolloutView = {
 
   map: () => ({
     ...fullScale(tensors.rollout.at(state.start)),
-    unit: "share of the row after all blocks; from the least to the most of this map",
+    unit: "fraction of the row after all blocks; from the min to the max of this map",
   }),
 
   who: about.cls ? "CLS" : "the mean of the patches",
@@ -221,18 +221,18 @@ const rolloutView = {
     const count = about.depth - state.start;
     const best = strongest(map.values);
     const total = sum(map.values);
-    const rest = PREFIX ? `, ${number(1 - total)} with ${PREFIX > 1 ? "the tokens in front" : "CLS itself"}` : "";
+    const rest = PREFIX ? `, ${number(1 - total)} on ${PREFIX > 1 ? "the prefix tokens" : "CLS itself"}` : "";
     return {
-      what: `How much of every patch has reached ${this.who} after all blocks, if attention were all that moves it (Abnar & Zuidema 2020).`,
+      what: `How much of every patch reaches ${this.who} after all blocks, if only attention moved information (Abnar & Zuidema 2020).`,
       equation: `A\u0302 = \u00bd I + \u00bd mean\u2095(A),   R = A\u0302${sub(about.depth - 1)}${count > 2 ? " \u22ef " : count > 1 ? " " : ""}${count > 1 ? `A\u0302${sub(state.start)}` : ""}   (${count} ${count > 1 ? "matrices" : "matrix"})`,
-      live: `${number(total)} of the row lies on the patches${rest}. Most: ${tokenName(best + PREFIX)}, ${number(map.values[best])}.`,
-      not: "anything about the label: it is the same map for every class. It knows no values and no MLPs, and the \u00bd is a convention.",
+      live: `${number(total)} of the row is on the patches${rest}. Max: ${tokenName(best + PREFIX)}, ${number(map.values[best])}.`,
+      not: "anything about the class: the map is the same for every class. It ignores values and MLPs, and the \u00bd is a convention.",
     };
   },
 
   read: (token, map) =>
     token < PREFIX
-      ? `${tokenName(token)} is no patch and is left out of the map`
+      ? `${tokenName(token)} is not a patch and is not in the map`
       : `${tokenName(token)}: ${number(map.values[token - PREFIX])}, rank ${rank(map.values, token - PREFIX)} of ${PATCHES}`,
 };
 
@@ -247,13 +247,13 @@ const relevanceView = {
 
   build() {
     startControls(this, "Relevance from every first block");
-    this.classes = h("div", { className: "bars", role: "group", "aria-label": "Class to follow" });
+    this.classes = h("div", { className: "bars", role: "group", "aria-label": "Target class" });
     return [
-      h("h3", {}, "Which class?"),
+      h("h3", {}, "Target class"),
       this.classes,
       h("div", { className: "controls" }, this.start.root),
-      h("h3", {}, "The same from every first block"),
-      h("p", { className: "hint" }, "Each in its own colours, from its least to its most."),
+      h("h3", {}, "Every first block"),
+      h("p", { className: "hint" }, "Each map has its own colour scale, from its min to its max."),
       this.thumbs.root,
     ];
   },
@@ -269,7 +269,7 @@ const relevanceView = {
 
   map: () => ({
     ...fullScale(tensors.relevance.at(state.best, state.start)),
-    unit: "relevance; from the least to the most of this map",
+    unit: "relevance; from the min to the max of this map",
   }),
 
   note(map) {
@@ -279,24 +279,24 @@ const relevanceView = {
     const tenth = Math.ceil(PATCHES / 10);
     const top = total > 0 ? sum([...map.values].sort((a, b) => b - a).slice(0, tenth)) / total : 0;
     return {
-      what: `Which patches speak for \u201c${name}\u201d, by attention that would raise its logit, carried ${about.pooling === "map" ? "from the attention pool " : ""}through blocks ${state.start} to ${about.depth - 1} (Chefer et al. 2021).`,
+      what: `Which patches support \u201c${name}\u201d: attention weighted by its positive gradient for the logit, propagated ${about.pooling === "map" ? "from the attention pool " : ""}through blocks ${state.start} to ${about.depth - 1} (Chefer et al. 2021).`,
       equation: `A\u0304 = mean\u2095(max(\u2202logit/\u2202A \u00b7 A, 0)),   R \u2190 R + A\u0304 R   (${about.depth - state.start} times)`,
-      live: `Most: ${tokenName(best + PREFIX)}, ${number(map.values[best])}. The strongest ${tenth} of ${PATCHES} patches hold ${percent(top)} of all. The softmax gives \u201c${name}\u201d ${number(tensors.scores.at(state.best))}.`,
-      not: "what speaks against the class, and not what would happen without a patch: cover it and look again to know.",
+      live: `Max: ${tokenName(best + PREFIX)}, ${number(map.values[best])}. The top ${tenth} of ${PATCHES} patches have ${percent(top)} of the total. Probability of \u201c${name}\u201d: ${number(tensors.scores.at(state.best))}.`,
+      not: "evidence against the class, or the effect of removing a patch. Use minivit ablate for that.",
     };
   },
 
   read: rolloutView.read,
 };
 
-/** The most likely classes as bars; one of them is chosen. */
+/** Draw the most likely classes as bars; one of them is selected. */
 function classBars(root) {
   const focused = [...root.children].indexOf(document.activeElement);
   root.replaceChildren(
     ...about.best.map((index, t) =>
       barRow({
         name: className(index),
-        share: tensors.scores.at(t),
+        fraction: tensors.scores.at(t),
         value: number(tensors.scores.at(t)),
         colour: KINDS[t] ?? REST,
         picked: t === state.best,
@@ -316,9 +316,9 @@ const lensView = {
 
   build() {
     this.rows = h("div", { className: "lens", role: "group", "aria-label": "Top label after every block" });
-    this.show = choice("Over the photo", [["labels", "top label of every patch"], ["class", "one class"]], state.lens,
+    this.show = choice("Map", [["labels", "top label of every patch"], ["class", "one class"]], state.lens,
       (lens) => change({ lens }));
-    this.classes = h("div", { className: "bars", role: "group", "aria-label": "Class to show" });
+    this.classes = h("div", { className: "bars", role: "group", "aria-label": "Class of the map" });
     this.title = h("h3", {});
     this.buttons = Array.from({ length: about.depth + 1 }, (_, s) => {
       const parts = about.best.map((_, t) => h("i", { style: { "--colour": KINDS[t] ?? REST } }));
@@ -331,7 +331,7 @@ const lensView = {
     this.rows.append(...this.buttons.map(({ button }) => button));
     return [
       this.title,
-      h("p", { className: "hint" }, "One line for every block, \u201cin\u201d before the first. The bar shows the classes of the final answer, the word the top label there."),
+      h("p", { className: "hint" }, "One row for every block; \u201cin\u201d is before the first. The bar shows the top classes of the final output, the text the top label at this block."),
       this.rows,
       h("div", { className: "controls" }, this.show.root),
       this.classes,
@@ -339,12 +339,12 @@ const lensView = {
   },
 
   update() {
-    const token = looker();
-    this.title.textContent = `${tokenName(token)}, read after every block`;
+    const token = queryToken();
+    this.title.textContent = `Logit lens of ${tokenName(token)} after every block`;
     this.show.set(state.lens);
     this.buttons.forEach(({ button, parts, label, value }, s) => {
       const probs = tensors.lens.at(s, token);
-      parts.forEach((bar, t) => bar.style.setProperty("--share", probs[t].toFixed(4)));
+      parts.forEach((bar, t) => bar.style.setProperty("--fraction", probs[t].toFixed(4)));
       const top = tensors.lensLabels.at(s, token, 0);
       label.textContent = shortName(top);
       value.textContent = number(tensors.lensScores.at(s, token, 0));
@@ -363,18 +363,18 @@ const lensView = {
       const T = about.best.length;
       const values = Float32Array.from({ length: PATCHES }, (_, p) => all[(p + PREFIX) * T + state.best]);
       const prefix = Float32Array.from({ length: PREFIX }, (_, i) => all[i * T + state.best]);
-      return { values, prefix, low: 0, high: greatest(values),
-        unit: `probability of \u201c${shortName(about.best[state.best])}\u201d read ${streamName(s)}; from 0 to the most of this map` };
+      return { values, prefix, low: 0, high: maxOf(values),
+        unit: `probability of \u201c${shortName(about.best[state.best])}\u201d ${streamName(s)}; from 0 to the max of this map` };
     }
     const labels = Array.from({ length: TOKENS }, (_, n) => tensors.lensLabels.at(s, n, 0));
     const kinds = this.kinds(labels.slice(PREFIX));
     const colour = new Map(kinds.map((kind) => [kind.label, hexBytes(kind.colour)]));
     const rgb = new Uint8Array(PATCHES * 3);
     for (let p = 0; p < PATCHES; p++) rgb.set(colour.get(labels[p + PREFIX]) ?? hexBytes(REST), 3 * p);
-    return { rgb, kinds, names: labels.slice(0, PREFIX).map(shortName), unit: `top label read ${streamName(s)}` };
+    return { rgb, kinds, names: labels.slice(0, PREFIX).map(shortName), unit: `top label ${streamName(s)}` };
   },
 
-  /** The labels of a map with their colours: those of the final answer have theirs, then the most frequent. */
+  /** Return the labels of a map with their colours: first the classes of the final output, then the most frequent. */
   kinds(labels) {
     const counts = new Map();
     for (const label of labels) counts.set(label, (counts.get(label) ?? 0) + 1);
@@ -392,14 +392,14 @@ const lensView = {
   },
 
   note() {
-    const [s, token] = [state.stream, looker()];
+    const [s, token] = [state.stream, queryToken()];
     const top = tensors.lensLabels.at(s, token);
     const scores = tensors.lensScores.at(s, token);
     return {
-      what: `What the model would answer if it stopped ${streamName(s)} and the head read ${token === POOLED ? "as it does at the end" : `only ${tokenName(token)}`} (nostalgebraist 2020).`,
+      what: `The final norm and head applied ${streamName(s)} to ${token === POOLED ? "the pooled output" : tokenName(token)} (logit lens, nostalgebraist 2020).`,
       equation: `softmax(head(norm(x${s ? sub(s - 1) : "\u1d62\u2099"}))):   ${Array.from(top, (c, j) => `${shortName(c)} ${number(scores[j])}`).join(",  ")}`,
       live: null,
-      not: "what a block knows: the head was trained for the end of the model only, and reads earlier blocks and patches in a language they may not speak.",
+      not: "all that a block represents. The head was trained for the last block only; earlier blocks and patches may encode classes differently.",
     };
   },
 
@@ -410,7 +410,7 @@ const lensView = {
   },
 };
 
-// --- what tokens hold
+// --- tokens
 
 const tokensView = {
   name: "Tokens",
@@ -420,7 +420,7 @@ const tokensView = {
   build() {
     const say = streamName;
     this.stream = slider("Where", { min: 0, max: about.depth, value: state.stream, say, pick: (stream) => change({ stream }) });
-    this.show = choice("Show", [["norms", "length"], ["pca", "principal components"]], state.tokens,
+    this.show = choice("Show", [["norms", "L2 norm"], ["pca", "principal components"]], state.tokens,
       (tokens) => change({ tokens }));
     this.thumbs = new Thumbs("Tokens after every block", {
       rows: 1,
@@ -432,7 +432,7 @@ const tokensView = {
     return [
       h("div", { className: "controls" }, this.show.root, this.stream.root),
       h("h3", {}, "Before the first block and after each"),
-      h("p", { className: "hint" }, "Each in its own colours."),
+      h("p", { className: "hint" }, "Each map has its own colour scale."),
       this.thumbs.root,
     ];
   },
@@ -448,9 +448,9 @@ const tokensView = {
 
   at: (s) =>
     state.tokens === "pca"
-      ? { rgb: componentColours(tensors.pca.at(s)), unit: "red, green, blue: components 1, 2, 3, each from its least to its most" }
+      ? { rgb: componentColours(tensors.pca.at(s)), unit: "red, green, blue: components 1, 2, 3, each from its min to its max" }
       : { ...fullScale(tensors.norms.at(s).subarray(PREFIX)), prefix: tensors.norms.at(s).subarray(0, PREFIX),
-          unit: "length of the token; from the least to the most of this map" },
+          unit: "L2 norm of the token; from the min to the max of this map" },
 
   map() {
     return this.at(state.stream);
@@ -460,27 +460,27 @@ const tokensView = {
     const where = streamName(state.stream);
     if (state.tokens === "pca") {
       return {
-        what: `Every patch's token ${where}, along the three directions in which the patches differ most, as red, green and blue.`,
+        what: `The first three principal components of the patch tokens ${where}, as red, green and blue.`,
         equation: `(x \u2212 mean) \u00b7 V,   ${times(PATCHES, about.width)} \u2192 ${times(PATCHES, 3)}`,
-        live: `The three hold ${percent(tensors.pcaShare.at(state.stream))} of the variance between patches.`,
-        not: "what a colour means: it has no name, its sign is arbitrary, and it is another one after every block.",
+        live: `They explain ${percent(tensors.pcaShare.at(state.stream))} of the variance between patches.`,
+        not: "what a colour means. The sign is arbitrary, and the components are different after every block.",
       };
     }
     const sorted = [...map.values].sort((a, b) => a - b);
     const middle = sorted[Math.floor(PATCHES / 2)];
     const best = strongest(map.values);
     return {
-      what: `How long every token's vector is ${where}.`,
+      what: `L2 norm of every token ${where}.`,
       equation: `\u2016x\u2016 = \u221a(x\u2081\u00b2 + \u22ef + x${sub(about.width)}\u00b2) = ${number(map.values[best])} of ${tokenName(best + PREFIX)}`,
-      live: `The longest patch, ${number(map.values[best] / middle)} times the median of ${number(middle)}.`,
-      not: "importance. A few very long tokens on plain background are a known artefact of large models, which registers cure.",
+      live: `Max: ${number(map.values[best] / middle)} times the median of ${number(middle)}.`,
+      not: "importance. A few tokens of very large norm on plain background are a known artefact of large models; register tokens remove it.",
     };
   },
 
   read(token, map) {
-    const length = number(tensors.norms.at(state.stream, token));
-    if (state.tokens === "norms") return `${tokenName(token)} ${streamName(state.stream)}: length ${length}`;
-    if (token < PREFIX) return `${tokenName(token)} is no patch and takes no part in the components`;
+    const norm = number(tensors.norms.at(state.stream, token));
+    if (state.tokens === "norms") return `${tokenName(token)} ${streamName(state.stream)}: L2 norm ${norm}`;
+    if (token < PREFIX) return `${tokenName(token)} is not a patch and has no components`;
     const parts = tensors.pca.at(state.stream, rowOf(token), columnOf(token));
     return `${tokenName(token)}: components ${Array.from(parts, number).join(", ")}`;
   },

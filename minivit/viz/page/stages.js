@@ -1,5 +1,5 @@
-// The strip: photo, what the network sees, patches, tokens, blocks, head, labels, each with its shape, and what leads
-// from one to the next.
+// The forward pass as a strip: image, model input, patches, tokens, blocks, head, labels, each with its shape, and
+// the operation between them.
 
 function stages() {
   const [height, width] = about.imageSize;
@@ -15,9 +15,9 @@ function stages() {
   const read = {
     cls: "the CLS token",
     mean: "the mean of the patches",
-    "cls+mean": "the CLS token beside the mean of the patches",
-    "cls&dist": "the CLS and the distillation token, a head for each",
-    map: "what one more attention, the pool, gathers",
+    "cls+mean": "the CLS token and the mean of the patches",
+    "cls&dist": "the CLS and the distillation token, with one head each",
+    map: "the output of the attention pool",
   }[about.pooling];
   const taken = { cls: "CLS", mean: "mean", "cls+mean": "CLS, mean", "cls&dist": "CLS, DIST", map: "pool" }[about.pooling];
   const best = about.best.length
@@ -25,69 +25,69 @@ function stages() {
     : "no labels";
   return [
     {
-      name: "Photo",
+      name: "Image",
       shape: times(...about.photoSize),
-      picture: () => h("img", { src: about.photo, alt: "" }),
-      what: "The picture as the file holds it: upright, red, green and blue, 8 bits each.",
+      sketch: () => h("img", { src: about.photo, alt: "" }),
+      what: "The image in the file, upright: red, green and blue, 8 bits each.",
       live: `${times(...about.photoSize)} pixels, width by height. ${about.notes.map((n) => `${n}.`).join(" ")}`,
-      not: "what the network reads. That is the next step, and often much less.",
+      not: "what the model sees. The model input is the next step, and often much smaller.",
     },
     {
-      name: "Network sees",
+      name: "Model input",
       by: "prepare",
       shape: times(channels, height, width),
-      picture: () => ringed(h("img", { src: about.seen, alt: "", className: "pixels" })),
-      what: "Resized, cropped and normalised as the checkpoint's own files say; shown here with the normalisation undone.",
-      equation: "x = (level / 255 \u2212 mean) / std, for each colour",
+      sketch: () => ringed(h("img", { src: about.seen, alt: "", className: "pixels" })),
+      what: "Resized, cropped and normalised as the checkpoint's files say. Shown here without the normalisation.",
+      equation: "x = (level / 255 \u2212 mean) / std, for each channel",
       live: about.preprocessing,
-      not: "what lies outside of the crop: no later step can bring it back.",
+      not: "what is outside of the crop. No later step sees it.",
     },
     {
       name: "Patches",
       by: "cut",
       shape: times(PATCHES, inPatch),
-      picture: patchesPicture,
-      what: `The picture is cut into ${grid} squares of ${times(patch, patch)} pixels. One matrix makes a vector of each.`,
+      sketch: patchesSketch,
+      what: `The image is cut into ${grid} patches of ${times(patch, patch)} pixels. One matrix maps each to a vector.`,
       equation: `(${times(PATCHES, inPatch)}) \u00b7 (${times(inPatch, D)}) \u2192 ${times(PATCHES, D)}`,
-      live: `${inPatch} = ${channels} colours \u00d7 ${patch} \u00d7 ${patch} pixels. No patch knows of its neighbours yet.`,
-      not: "where a patch lies: until positions are added, shuffled patches would be all the same to the model.",
+      live: `${inPatch} = ${channels} channels \u00d7 ${patch} \u00d7 ${patch} pixels. Patches do not exchange information yet.`,
+      not: "where a patch is. Without position embeddings the order of patches would not matter.",
     },
     {
       name: "Tokens",
       by: "embed",
       shape: times(TOKENS, D),
       detail: sum,
-      picture: tokensPicture,
+      sketch: tokensSketch,
       what: PREFIX
-        ? "Learned tokens that are no patches are put in front, and every token is told its position by a vector added to it."
-        : "Every token is told its position by a vector added to it.",
-      equation: `x = ${PREFIX ? "[tokens in front, patches]" : "patches"} + positions,   ${sum}`,
-      live: `${[...prefix, `${PATCHES} patches`].join(", ")}; colours are the tokens' three principal components.`,
+        ? "Learned prefix tokens are put in front. A position embedding is added to every token."
+        : "A position embedding is added to every token.",
+      equation: `x = ${PREFIX ? "[prefix tokens, patches]" : "patches"} + positions,   ${sum}`,
+      live: `${[...prefix, `${PATCHES} patches`].join(", ")}; colours show the first three principal components of the tokens.`,
       not: PREFIX
-        ? "what the tokens in front mean: they are the same numbers for every picture until the first block."
-        : "which of them will matter.",
+        ? "what the prefix tokens mean. Before the first block they are the same for every image."
+        : "which tokens will matter.",
     },
     {
       name: depth === 1 ? "1 block" : `${depth} blocks`,
       by: "attend",
       shape: times(TOKENS, D),
-      picture: blocksPicture,
-      what: "In every block the tokens first read from each other (attention), then each works on its own (MLP). Both only add to what is there.",
+      sketch: blocksSketch,
+      what: "In every block, tokens attend to each other (attention), then each is transformed alone (MLP). Both add to the residual stream.",
       equation: "x \u2190 x + attention(norm(x)),   x \u2190 x + MLP(norm(x))",
       live: `${heads} heads of ${headDim} (${times(heads, headDim)} = ${heads * headDim}), MLP of ${mlpWidth}; in and out ${times(TOKENS, D)}.`,
-      not: "in which block anything is decided. Look inside, below.",
+      not: "which block decides the answer. See the maps below.",
     },
     {
       name: classes ? "Head" : "Pooled",
       by: taken,
       shape: classes ? `${D} \u2192 ${classes}` : `${D}`,
-      picture: headPicture,
+      sketch: headSketch,
       what: classes
-        ? `The last norm, then one matrix reads ${read} and gives each class a number, its logit.`
-        : `The last norm; the answer is ${read}, for this model has no head.`,
+        ? `The final norm, then one matrix maps ${read} to one logit for each class.`
+        : `The final norm. The output is ${read}; this model has no head.`,
       equation: classes ? `logits = W \u00b7 pooled + b,   ${times(classes, D)} \u00b7 ${D} \u2192 ${classes}` : null,
       live: null,
-      not: classes ? "anything a class was not trained for: there is no logit for \u201cnone of these\u201d." : "a label.",
+      not: classes ? "anything outside of the trained classes. There is no logit for \u201cnone of these\u201d." : "a label.",
     },
     ...(classes
       ? [
@@ -95,18 +95,18 @@ function stages() {
             name: "Labels",
             by: "softmax",
             shape: best,
-            picture: labelsPicture,
-            what: "Softmax turns logits into shares that sum to 1.",
+            sketch: labelsSketch,
+            what: "Softmax turns logits into probabilities that sum to 1.",
             equation: `p = exp(logit) / \u03a3 exp(logits),   over ${classes} classes`,
             live: about.best.map((c, t) => `${shortName(c)} ${number(tensors.scores.at(t))}`).join(",  "),
-            not: "whether the answer is right: a share is of these classes only, however strange the photo.",
+            not: "whether the answer is right. The probabilities always sum to 1 over these classes, also for an unrelated image.",
           },
         ]
       : []),
   ];
 }
 
-function patchesPicture() {
+function patchesSketch() {
   const canvas = h("canvas", { "aria-hidden": "true" });
   const seen = h("img", { src: about.seen });
   seen.decode().then(() => {
@@ -124,11 +124,11 @@ function patchesPicture() {
   return ringed(canvas);
 }
 
-/** A picture of the patches, in which the patch that is looked at is marked. */
-function ringed(picture) {
+/** Wrap a drawing of the patches, in which the current patch is marked. */
+function ringed(sketch) {
   const ring = h("span", { className: "ring mark", hidden: true });
   marks.push(ring);
-  const root = h("span", { className: "ringed" }, picture, ring);
+  const root = h("span", { className: "ringed" }, sketch, ring);
   root.style.setProperty("--across", `${100 / COLUMNS}%`);
   root.style.setProperty("--down", `${100 / ROWS}%`);
   return root;
@@ -136,31 +136,31 @@ function ringed(picture) {
 
 const marks = [];
 
-function tokensPicture() {
+function tokensSketch() {
   const canvas = h("canvas", { className: "pixels", "aria-hidden": "true" });
   paintMap(canvas, { rgb: componentColours(tensors.pca.at(0)) });
   const front = Array.from({ length: PREFIX }, () => h("i"));
   return h("span", { className: "tokens" }, h("span", { className: "front" }, ...front), ringed(canvas));
 }
 
-function blocksPicture() {
+function blocksSketch() {
   const bars = Array.from({ length: about.depth }, () => h("i"));
   return h("span", { className: "blocks", id: "blocks" }, ...bars);
 }
 
-function headPicture() {
+function headSketch() {
   const dots = (count) => h("span", {}, ...Array.from({ length: count }, () => h("i")));
   return h("span", { className: "head-picture" }, dots(9), dots(5));
 }
 
-function labelsPicture() {
+function labelsSketch() {
   const rows = about.best.slice(0, 3).map((c, t) =>
-    h("span", {}, h("i", { style: { "--share": tensors.scores.at(t).toFixed(4) } }), h("b", {}, shortName(c))),
+    h("span", {}, h("i", { style: { "--fraction": tensors.scores.at(t).toFixed(4) } }), h("b", {}, shortName(c))),
   );
   return h("span", { className: "labels-picture" }, ...rows);
 }
 
-function buildWay() {
+function buildStages() {
   const all = stages();
   const note = document.getElementById("stage-note");
   const show = (chosen) => {
@@ -170,7 +170,7 @@ function buildWay() {
   const buttons = all.map((stage) => {
     const button = h("button", { type: "button", className: "stage-button", "aria-pressed": "false" });
     button.append(
-      h("span", { className: "picture", "aria-hidden": "true" }, stage.picture()),
+      h("span", { className: "sketch", "aria-hidden": "true" }, stage.sketch()),
       h("span", { className: "stage-name" }, stage.name),
       h("span", { className: "shape" }, stage.shape),
       ...(stage.detail ? [h("span", { className: "shape" }, stage.detail)] : []),
@@ -182,7 +182,7 @@ function buildWay() {
   const flow = (by) => (by ? [h("span", { className: "flow" }, h("span", {}, by))] : []);
   strip.append(...buttons.map((button, i) => h("li", {}, ...flow(all[i].by), button)));
   show(all[3]);
-  // Where the strip is wider than the window, what is said below is of a stage in sight.
+  // Where the strip is wider than the window, scroll to the selected stage.
   const { left, width } = buttons[3].getBoundingClientRect();
   strip.scrollLeft = left + width / 2 - strip.getBoundingClientRect().left - strip.clientWidth / 2;
 }

@@ -1,0 +1,1 @@
+"""Families whose files are in the form of the papers' own code."""

@@ -1,0 +1,1 @@
+"""Families whose files torchvision writes."""
