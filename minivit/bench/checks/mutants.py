@@ -170,7 +170,7 @@ def changed_input(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 
 def output_in_v(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """Saves memory by writing the answer over v."""
+    """Saves memory by writing the output over v."""
     return v.detach().copy_(right(q, k, v, scale=scale).detach())
 
 
@@ -187,7 +187,7 @@ _answers: dict[Any, Tensor] = {}
 
 
 def cached_output(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """Remembers answers by address, shape, scale and version; only the last, as memory is reused sooner or later."""
+    """Caches the last output by address, shape, scale and version; memory is reused sooner or later."""
     key = (q.data_ptr(), q.shape, q.stride(), q.dtype, q._version, scale)
     if key not in _answers:
         _answers.clear()

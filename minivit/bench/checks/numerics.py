@@ -21,7 +21,7 @@ from minivit.model.attention import attend_reference
 def forward(kernel: Kernel, spec: Spec, generator: Generator, *, values: str) -> Finding:
     """Sampled rows of every head are within the tolerance; every element is finite and no larger than its values."""
     qkv = rounded(VALUES[values](spec, generator), spec)
-    # The kernel runs before the reference, so that no memory it is given can hold the right answer.
+    # The kernel runs before the reference, so that no memory that it gets can hold the right output.
     out = output_of(kernel, lay_out(qkv, spec).qkv)
     refuse_non_finite(out)
     largest = qkv[2].abs().max().item()
@@ -38,15 +38,15 @@ def needle(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
     indices = permutation.to(v.device)[..., None].expand_as(v)
     expected = v.gather(2, indices)
     error = (out - expected).abs().float().amax(-1)
-    share = error / (4 * torch.finfo(spec.dtype).eps * expected.abs().float().amax(-1))
-    wrong = (~(share <= 1)).nonzero()  # nan is wrong
-    numbers = {"of_limit": share.max().item(), "largest_error": error.max().item(), "wrong_rows": float(len(wrong))}
+    relative = error / (4 * torch.finfo(spec.dtype).eps * expected.abs().float().amax(-1))
+    wrong = (~(relative <= 1)).nonzero()  # nan is wrong
+    numbers = {"of_limit": relative.max().item(), "largest_error": error.max().item(), "wrong_rows": float(len(wrong))}
     if len(wrong):
         batch, head, query = wrong[0].tolist()
         columns = (~((out - expected)[batch, head, query].abs() <= expected.abs().amax() * 1e-2)).nonzero()
         where = f", from column {columns[0].item()} on" if len(columns) else ""
         raise KernelError(
-            f"{len(wrong)} of {share.numel()} rows are not the row of v that their query asks for; the first: batch "
+            f"{len(wrong)} of {relative.numel()} rows are not the row of v that their query asks for; the first: batch "
             f"{batch}, head {head}, query {query}, which asks for key {permutation[batch, head, query]}{where}",
             numbers,
         )

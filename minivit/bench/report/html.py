@@ -127,11 +127,11 @@ def model_page(records: Sequence[Record]) -> str:
 def _gains(numbers: Sequence[tuple[str, float, float, float, str]], resolution: float) -> str:
     """Return a chart of gains: dots with whiskers around 1."""
     left, step = 130, 26
-    most = 1.05 * max(high for *_, high, _ in numbers)
-    least = 0.95 * min(1 - resolution, *(low for _, _, low, _, _ in numbers))
+    highest = 1.05 * max(high for *_, high, _ in numbers)
+    lowest = 0.95 * min(1 - resolution, *(low for _, _, low, _, _ in numbers))
 
     def place(gain: float) -> float:
-        return left + (gain - least) / (most - least) * (WIDTH - RIGHT - 40 - left)
+        return left + (gain - lowest) / (highest - lowest) * (WIDTH - RIGHT - 40 - left)
 
     bottom = 10 + step * len(numbers)
     x0, x1 = place(1 - resolution), place(1 + resolution)

@@ -5,8 +5,8 @@ bench           `bench run`: kernels with their sha256, seed, environment
 case, verdict   the check, as `bench check --json` writes it
 roof            number of threads: the measured limits of the machine
 process         timing process, with the threads and cores that it reports
-start           kernel, cell and process: load, first call, peak memory, verdict on the first answer
-block           block: samples in microseconds of one call, counters of the process, verdict on one timed answer
+start           kernel, cell and process: load, first call, peak memory, verdict on the first output
+block           block: samples in microseconds of one call, counters of the process, verdict on one timed output
 row             arm and cell: what the table shows
 model-bench, model-errors, model-start, model-block, model    the same for `bench model`
 

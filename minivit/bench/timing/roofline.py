@@ -101,8 +101,8 @@ def bound(spec: Spec, direction: str, mode: str, roof: Roof) -> Bound:
 
 def impossible(seconds: float, spec: Spec, direction: str, mode: str, roof: Roof) -> str | None:
     """Return why a call cannot have been this fast, or None."""
-    least = bound(spec, direction, mode, roof)
-    if seconds >= SLACK * least.hard:
+    minimum = bound(spec, direction, mode, roof)
+    if seconds >= SLACK * minimum.hard:
         return None
-    which = "gemm" if least.gemm >= least.memory else "memory"
-    return f"{seconds * 1e6:.4g} us is below the {least.hard * 1e6:.4g} us that the {which} roof allows"
+    which = "gemm" if minimum.gemm >= minimum.memory else "memory"
+    return f"{seconds * 1e6:.4g} us is below the {minimum.hard * 1e6:.4g} us that the {which} roof allows"

@@ -160,9 +160,9 @@ def _times(series: Series, row: Record, roof: Roof | None) -> Record:
     )
     times["gbytes"] = needs.bytes / middle / 1e3
     if roof:
-        least = bound(spec, row["direction"], row["mode"], roof)
-        bound_us = least.seconds * 1e6
-        times |= {"bound_us": bound_us, "binds": least.binds, "of_roof": bound_us / middle}
+        minimum = bound(spec, row["direction"], row["mode"], roof)
+        bound_us = minimum.seconds * 1e6
+        times |= {"bound_us": bound_us, "binds": minimum.binds, "of_roof": bound_us / middle}
     return empty | times
 
 
