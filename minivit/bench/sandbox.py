@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
@@ -24,6 +24,9 @@ from minivit.bench import device as devices
 from minivit.errors import MinivitError, UsageError
 
 ChildT = TypeVar("ChildT", bound="Child")
+MethodT = TypeVar("MethodT", bound=Callable[..., Any])
+ResultT = TypeVar("ResultT")
+Params = ParamSpec("Params")
 
 
 def default_memory() -> int:
@@ -50,25 +53,29 @@ class ChildError(MinivitError):
 class Child:
     """A spawned process with a server object, as a context manager.
 
-    `serve(connection, *args)` runs in the process and ends in `answer_requests`. A subclass declares one typed method
-    for each method of its server.
+    `serve(connection, *args)` runs in the process and ends in `answer_requests`. A call may take `seconds`, or the
+    multiple of it that @patience declares for the method.
     """
 
-    def __init__(self, serve: Callable[..., None], *args: Any):
+    def __init__(self, serve: Callable[..., None], *args: Any, seconds: float):
+        self.seconds = seconds
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, *args), daemon=True)
         self.process.start()
         theirs.close()  # so that the pipe ends when the child ends
 
-    def request(self, method: str, *args: Any, seconds: float) -> Any:
-        """Return the result of `server.method(*args)`.
+    def call(
+        self, method: Callable[Concatenate[Any, Params], ResultT], *args: Params.args, **kwargs: Params.kwargs
+    ) -> ResultT:
+        """Return the result of a method of the server, such as child.call(CheckServer.ask, kernel, case, seed).
 
         Raises:
-            ChildError: the method raised, took longer than `seconds`, or the process ended.
+            ChildError: the method raised, took too long, or the process ended.
         """
+        seconds = self.seconds * getattr(method, "patience", 1)
         try:
-            self.connection.send((method, args, seconds))
+            self.connection.send((method.__name__, args, kwargs, seconds))
             if self.connection.poll(seconds):
                 result = self.connection.recv()
                 if isinstance(result, ChildError):
@@ -95,14 +102,24 @@ class Child:
         self.connection.close()
 
 
+def patience(factor: float) -> Callable[[MethodT], MethodT]:
+    """Return a decorator: a call of this server method may take so many times the seconds of its child process."""
+
+    def mark(method: MethodT) -> MethodT:
+        setattr(method, "patience", factor)  # noqa: B010, a function has no such attribute for a type checker
+        return method
+
+    return mark
+
+
 def answer_requests(connection: Connection, server: object) -> None:
     """Call methods of the server for the parent until the parent closes the pipe. What a method raises is sent back."""
     with suppress(EOFError, OSError):
         while True:
-            method, args, seconds = connection.recv()
+            method, args, kwargs, seconds = connection.recv()
             with _watchdog(2 * seconds):
                 try:
-                    result = getattr(server, method)(*args)
+                    result = getattr(server, method)(*args, **kwargs)
                 except Exception as error:
                     result = ChildError(describe_error(error))
             connection.send(result)

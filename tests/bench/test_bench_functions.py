@@ -14,6 +14,7 @@ from minivit import bench
 from minivit.bench.checks.cases import Case
 from minivit.bench.checks.selftest import HONEST, Trial
 from minivit.bench.report.results import line
+from minivit.bench.timing.blocks import TimingServer
 from minivit.bench.timing.roofline import Roof
 from minivit.errors import UsageError
 
@@ -98,10 +99,11 @@ def test_roofline_is_kept_and_used_again(tmp_path: Path, monkeypatch: pytest.Mon
         def __exit__(self, *_):
             pass
 
-        def roof(self, dtypes):
+        def call(self, method, dtypes):
+            assert method is TimingServer.roof
             return Roof(gemm={"float32": 1e10}, memory=2e9, cache=3e9, exp=4e9, cache_bytes=1 << 20)
 
-    monkeypatch.setattr("minivit.bench.timing.roofs.TimingChild", Measures)
+    monkeypatch.setattr("minivit.bench.timing.roofs.timing_child", Measures)
     file, messages = tmp_path / "roofline.json", []
     for again in (False, False, True):
         found = bench.roofline(2, [torch.float32], cache=file, again=again, on_message=messages.append)

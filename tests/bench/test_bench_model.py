@@ -159,6 +159,9 @@ class Machine:
     def open(self, plan):
         yield self
 
+    def call(self, method, *args):
+        return getattr(self, method.__name__)(*args)
+
     def load(self, name):
         return self.problem
 

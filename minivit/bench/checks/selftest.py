@@ -12,7 +12,7 @@ from minivit.bench.checks.cases import EFFORTS, Case, plan
 from minivit.bench.checks.findings import Finding
 from minivit.bench.checks.mutants import MUTANTS, Mutant
 from minivit.bench.checks.numerics import CHECKS
-from minivit.bench.checks.server import CheckChild
+from minivit.bench.checks.server import CheckServer, check_child
 from minivit.bench.sandbox import Limits, default_memory
 
 HONEST = ("eager", "sdpa", "sdpa:flash", "sdpa:math")
@@ -72,8 +72,8 @@ def selftest(*, seed: int | None = None, on_trial: Callable[[Trial], object] | N
     seed = secrets.randbelow(1 << 32) if seed is None else seed
     cases = plan(list(CHECKS), EFFORTS["small"], device="cpu", dtypes=[torch.float32, torch.bfloat16])
     found = []
-    with CheckChild(Limits(memory=default_memory()), "cpu") as child:
-        for trial in trials(cases, lambda kernel, case: child.ask(kernel, case, seed)):
+    with check_child(Limits(memory=default_memory()), "cpu") as child:
+        for trial in trials(cases, lambda kernel, case: child.call(CheckServer.ask, kernel, case, seed)):
             found.append(trial)
             if on_trial:
                 on_trial(trial)

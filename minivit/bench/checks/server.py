@@ -1,4 +1,4 @@
-"""The cases of a check, asked in a child process: the server, its typed client, and the loop over the cases."""
+"""The cases of a check, asked in a child process: the server, and the loop over the cases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minivit.bench.checks.cases import Case
 from minivit.bench.checks.findings import Finding
 from minivit.bench.checks.numerics import ask
 from minivit.bench.kernels import Kernel, kernel_file, load_kernel
-from minivit.bench.sandbox import Child, ChildError, Limits, answer_requests, describe_error, enter_sandbox
+from minivit.bench.sandbox import Child, ChildError, Limits, answer_requests, describe_error, enter_sandbox, patience
 from minivit.errors import UsageError
 
 MAX_DEATHS = 3  # of the child process for one kernel; the remaining cases are skipped
@@ -32,6 +32,7 @@ class KernelServer:
     def __init__(self) -> None:
         self.kernels: dict[str, Kernel] = {}
 
+    @patience(10)  # it may compile
     def load(self, reference: str) -> Finding | str | None:
         """Load a kernel. Return None, a finding if importing it fails, or a message if the caller made a mistake."""
         try:
@@ -54,25 +55,14 @@ class CheckServer(KernelServer):
 
 
 def serve(connection: Connection, limits: Limits, device: str) -> None:
-    """Run a CheckServer; the target of CheckChild."""
+    """Run a CheckServer; the target of check_child."""
     enter_sandbox(limits.memory, device)
     answer_requests(connection, CheckServer())
 
 
-class CheckChild(Child):
-    """The typed client of CheckServer."""
-
-    def __init__(self, limits: Limits, device: str):
-        super().__init__(serve, limits, device)
-        self.limits = limits
-
-    def load(self, kernel: str) -> Finding | str | None:
-        """See KernelServer.load."""
-        return self.request("load", kernel, seconds=10 * self.limits.seconds)
-
-    def ask(self, kernel: str, case: Case, seed: int) -> Finding:
-        """See CheckServer.ask."""
-        return self.request("ask", kernel, case, seed, seconds=self.limits.seconds)
+def check_child(limits: Limits, device: str) -> Child:
+    """Return a child process with a CheckServer."""
+    return Child(serve, limits, device, seconds=limits.seconds)
 
 
 def run_cases(kernel: str, cases: Sequence[Case], *, seed: int, device: str, limits: Limits) -> Iterator[Row]:
@@ -87,9 +77,9 @@ def run_cases(kernel: str, cases: Sequence[Case], *, seed: int, device: str, lim
     remaining = list(cases)
     deaths = 0
     while remaining:
-        with CheckChild(limits, device) as child:
+        with check_child(limits, device) as child:
             try:
-                problem = child.load(kernel)
+                problem = child.call(CheckServer.load, kernel)
             except ChildError as died:
                 problem = Finding(status="fail", detail=f"while it was loaded: {died}")
             if isinstance(problem, str):
@@ -100,7 +90,7 @@ def run_cases(kernel: str, cases: Sequence[Case], *, seed: int, device: str, lim
             while remaining:
                 case = remaining.pop(0)
                 try:
-                    finding = child.ask(kernel, case, seed)
+                    finding = child.call(CheckServer.ask, kernel, case, seed)
                 except ChildError as died:
                     yield Row(kernel=kernel, case=case, finding=Finding(status="fail", detail=str(died)))
                     deaths += 1

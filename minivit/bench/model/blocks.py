@@ -1,4 +1,4 @@
-"""Timed forward passes of a model; and the child process that runs them, with its typed client."""
+"""Timed forward passes of a model; and the server that runs them in a child process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minivit.bench.checks.findings import Finding
 from minivit.bench.checks.server import KernelServer
 from minivit.bench.kernels import Kernel
 from minivit.bench.model.errors import Errors, attend_with, errors_of
-from minivit.bench.sandbox import Child, Limits, answer_requests, enter_sandbox
+from minivit.bench.sandbox import Child, Limits, answer_requests, enter_sandbox, patience
 from minivit.bench.timing import machine
 from minivit.bench.timing.machine import Counters
 from minivit.bench.timing.problem import Block
@@ -127,15 +127,18 @@ class ModelServer(KernelServer):
         """Return True, or why the kernel does not support this shape."""
         return self.kernels[kernel].supports(spec)
 
+    @patience(10)
     def open_model(self, file: str, batch: int, seed: int) -> None:
         """Read the model and the pixels that model.run wrote."""
         model, pixels = torch.load(file, weights_only=False)  # a whole module; our own parent process wrote the file
         self.timer = ModelTimer(model.eval(), pixels, batch, seed=seed)
 
+    @patience(100)
     def errors(self, kernel: str | None) -> Errors:
         """Return the errors of a kernel on all images."""
         return errors_of(self.timer.model, self.timer.pixels, self._attend(kernel))
 
+    @patience(10)
     def start(self, kernel: str | None) -> tuple[float, float, int | None]:
         """Return the seconds of the first and of a later forward pass, and the bytes of one at its peak."""
         attend, timer = self._attend(kernel), self.timer
@@ -147,6 +150,7 @@ class ModelServer(KernelServer):
         on = timer.pixels
         return first, later, devices.peak_memory(again, on) if on.is_cuda else machine.peak_memory(again)
 
+    @patience(10)
     def block(self, kernel: str | None, samples: int, allowed: float) -> ModelBlock:
         """Return a block of forward passes, see time_block."""
         return time_block(self.timer, self._attend(kernel), samples, allowed)
@@ -161,36 +165,9 @@ def serve(connection: Connection, threads: int, memory: int, device: str) -> Non
     answer_requests(connection, ModelServer())
 
 
-class ModelChild(Child):
-    """The typed client of ModelServer, in a process with so many threads."""
-
-    def __init__(self, threads: int, limits: Limits, device: str):
-        super().__init__(machine.serve, __name__, threads, limits.memory, device)
-        self.seconds = limits.seconds
-
-    def load(self, kernel: str) -> Finding | str | None:
-        """See KernelServer.load."""
-        return self.request("load", kernel, seconds=10 * self.seconds)
-
-    def supports(self, kernel: str, spec: Spec) -> bool | str:
-        """See ModelServer.supports."""
-        return self.request("supports", kernel, spec, seconds=self.seconds)
-
-    def open_model(self, file: str, batch: int, seed: int) -> None:
-        """See ModelServer.open_model."""
-        self.request("open_model", file, batch, seed, seconds=10 * self.seconds)
-
-    def errors(self, kernel: str | None) -> Errors:
-        """See ModelServer.errors."""
-        return self.request("errors", kernel, seconds=100 * self.seconds)
-
-    def start(self, kernel: str | None) -> tuple[float, float, int | None]:
-        """See ModelServer.start."""
-        return self.request("start", kernel, seconds=10 * self.seconds)
-
-    def block(self, kernel: str | None, samples: int, allowed: float) -> ModelBlock:
-        """See ModelServer.block."""
-        return self.request("block", kernel, samples, allowed, seconds=10 * self.seconds)
+def model_child(threads: int, limits: Limits, device: str) -> Child:
+    """Return a child process with a ModelServer and so many threads."""
+    return Child(machine.serve, __name__, threads, limits.memory, device, seconds=limits.seconds)
 
 
 def as_attend(kernel: Kernel) -> Attend:

@@ -19,11 +19,11 @@ from minivit.bench.checks.check import quick_cases
 from minivit.bench.checks.findings import KernelError
 from minivit.bench.checks.tolerance import SLACK
 from minivit.bench.kernels import kernel_file, sha256
-from minivit.bench.model.blocks import ModelBlock, ModelChild
+from minivit.bench.model.blocks import ModelBlock, ModelServer, model_child
 from minivit.bench.model.summary import ARMS, model_row
 from minivit.bench.report.results import Record, Recorder, record
 from minivit.bench.report.runs import RunResult, write_reports
-from minivit.bench.sandbox import Limits
+from minivit.bench.sandbox import Child, Limits
 from minivit.bench.timing.rounds import rounds
 from minivit.bench.timing.run import environment_of, now, verify
 from minivit.errors import UsageError
@@ -47,7 +47,7 @@ class ModelPlan:
     limits: Limits = field(default_factory=Limits)
 
 
-OpenChild = Callable[[ModelPlan], AbstractContextManager[ModelChild]]
+OpenChild = Callable[[ModelPlan], AbstractContextManager[Child]]
 
 
 def run_model(
@@ -118,7 +118,7 @@ def time_model(
     model: ViT,
     pixels: Tensor,
     *,
-    open_child: OpenChild = lambda plan: ModelChild(plan.threads, plan.limits, plan.device),
+    open_child: OpenChild = lambda plan: model_child(plan.threads, plan.limits, plan.device),
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Record]:
     """Yield the record of the errors first, then of the first forward passes and of every block.
@@ -135,38 +135,38 @@ def time_model(
         for process in range(plan.processes):
             with open_child(plan) as child:
                 _prepare(plan, child, model)
-                child.open_model(file, plan.batch, rng.randrange(1 << 32))
+                child.call(ModelServer.open_model, file, plan.batch, rng.randrange(1 << 32))
                 if not process:
-                    errors = child.errors(plan.kernel)
+                    errors = child.call(ModelServer.errors, plan.kernel)
                     yield record("model-errors", **asdict(errors))
                     # On these images, kernel and default are each so far from the truth; on others, up to twice that.
                     allowed = 2 * (SLACK + 1) * errors.yardstick
                 yield from _rounds(plan, child, process, allowed, rng, clock)
 
 
-def _prepare(plan: ModelPlan, child: ModelChild, model: ViT) -> None:
+def _prepare(plan: ModelPlan, child: Child, model: ViT) -> None:
     """Load the kernel in the child, and refuse one that does not support the model."""
-    if problem := child.load(plan.kernel):
+    if problem := child.call(ModelServer.load, plan.kernel):
         raise UsageError(problem) if isinstance(problem, str) else KernelError(f"{plan.kernel}: {problem.detail}")
     spec = spec_of(model, plan.batch, plan.device)
-    if (reason := child.supports(plan.kernel, spec)) is not True:
+    if (reason := child.call(ModelServer.supports, plan.kernel, spec)) is not True:
         raise UsageError(f"{plan.kernel}: does not support {spec}, which {model.name} needs: {reason}")
 
 
 def _rounds(
-    plan: ModelPlan, child: ModelChild, process: int, allowed: float, rng: random.Random, clock: Callable[[], float]
+    plan: ModelPlan, child: Child, process: int, allowed: float, rng: random.Random, clock: Callable[[], float]
 ) -> Iterator[Record]:
     """Yield the records of the first forward passes, then of all rounds."""
     kernels = {arm: plan.kernel if arm == "kernel" else None for arm in ARMS}
     later = 0.0
     for arm in ("default", "kernel"):
-        first, seconds, peak = child.start(kernels[arm])
+        first, seconds, peak = child.call(ModelServer.start, kernels[arm])
         later = max(later, seconds)
         yield record("model-start", arm=arm, process=process, first_forward_seconds=first, peak_bytes=peak)
     samples = min(10, max(1, round(0.3 / later)))
 
     def measure(arm: str) -> ModelBlock:
-        return child.block(kernels[arm], samples, allowed)
+        return child.call(ModelServer.block, kernels[arm], samples, allowed)
 
     seconds = plan.budget / plan.processes
     for attempt in rounds(

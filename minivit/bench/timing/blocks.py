@@ -1,4 +1,4 @@
-"""Timing on the CPU: one block of calls of one kernel; and the child process that runs blocks, with its typed client.
+"""Timing on the CPU: one block of calls of one kernel; and the server that runs blocks in a child process.
 
 The values of q, k and v change before every call, so a cached output is a wrong output. One call of every block, drawn
 in secret, is compared with float64 under the same tolerance as in the check.
@@ -19,7 +19,7 @@ from minivit.bench.checks.findings import Finding, raised
 from minivit.bench.checks.inputs import Triple
 from minivit.bench.checks.server import KernelServer
 from minivit.bench.kernels import Kernel
-from minivit.bench.sandbox import Child, Limits, answer_requests, enter_sandbox
+from minivit.bench.sandbox import Child, Limits, answer_requests, enter_sandbox, patience
 from minivit.bench.timing import cuda, machine, peaks
 from minivit.bench.timing.cells import Cell
 from minivit.bench.timing.machine import Counters
@@ -118,11 +118,13 @@ class TimingServer(KernelServer):
         self.caches = (machine.cache_sizes()[0], devices.cache_bytes(device) or machine.cache_sizes()[1])
         self.problem: Problem | None = None
 
+    @patience(10)
     def load_timed(self, kernel: str) -> tuple[Finding | str | None, float]:
         """Load a kernel (see KernelServer.load); also return the seconds that it took."""
         begun = perf_counter_ns()
         return self.load(kernel), (perf_counter_ns() - begun) / 1e9
 
+    @patience(10)
     def roof(self, dtypes: list[torch.dtype]) -> Roof:
         """Return the measured limits of the device."""
         return peaks.measure(dtypes, threads=self.threads, device=self.device, caches=self.caches)
@@ -136,11 +138,13 @@ class TimingServer(KernelServer):
         self.problem = None  # frees the memory of the last cell first
         self.problem = Problem(cell, seed, cache_bytes=self.caches[1])
 
+    @patience(10)
     def start(self, kernel: str) -> Start:
         """Return the first calls of a kernel in this cell."""
         assert self.problem
         return start(self.kernels[kernel], self.problem)
 
+    @patience(5)
     def block(self, kernel: str, samples: int, calls: int, graph: bool) -> Block:
         """Return one block of a kernel in this cell."""
         assert self.problem
@@ -155,33 +159,6 @@ def serve(connection: Connection, threads: int, memory: int, device: str) -> Non
     answer_requests(connection, TimingServer(threads, device))
 
 
-class TimingChild(Child):
-    """The typed client of TimingServer, in a process with so many threads."""
-
-    def __init__(self, threads: int, limits: Limits, device: str):
-        super().__init__(machine.serve, __name__, threads, limits.memory, device)
-        self.seconds = limits.seconds
-
-    def load(self, kernel: str) -> tuple[Finding | str | None, float]:
-        """See TimingServer.load_timed."""
-        return self.request("load_timed", kernel, seconds=10 * self.seconds)
-
-    def roof(self, dtypes: list[torch.dtype]) -> Roof:
-        """See TimingServer.roof."""
-        return self.request("roof", dtypes, seconds=600)
-
-    def settled(self) -> tuple[int, list[int]]:
-        """See TimingServer.settled."""
-        return self.request("settled", seconds=self.seconds)
-
-    def open_cell(self, cell: Cell, seed: int) -> None:
-        """See TimingServer.open_cell."""
-        self.request("open_cell", cell, seed, seconds=self.seconds)
-
-    def start(self, kernel: str) -> Start:
-        """See TimingServer.start."""
-        return self.request("start", kernel, seconds=10 * self.seconds)
-
-    def block(self, kernel: str, samples: int, calls: int, graph: bool) -> Block:
-        """See TimingServer.block."""
-        return self.request("block", kernel, samples, calls, graph, seconds=5 * self.seconds)
+def timing_child(threads: int, limits: Limits, device: str) -> Child:
+    """Return a child process with a TimingServer and so many threads."""
+    return Child(machine.serve, __name__, threads, limits.memory, device, seconds=limits.seconds)

@@ -16,7 +16,7 @@ from minivit.bench.checks.cases import DTYPES, name_of
 from minivit.bench.report.results import Record, record
 from minivit.bench.report.verdicts import fingerprint
 from minivit.bench.sandbox import Limits
-from minivit.bench.timing.blocks import TimingChild
+from minivit.bench.timing.blocks import TimingServer, timing_child
 from minivit.bench.timing.machine import allowed_cores
 from minivit.bench.timing.roofline import Roof
 
@@ -82,8 +82,8 @@ def roofline(
     if found and found[1] < FRESH:
         return Roofline(roof=found[0], threads=threads, device=device, age_seconds=found[1])
     tell(f"measuring the roofs of {device} with {threads} thread{'s' * (threads > 1)} (about ten seconds)")
-    with TimingChild(threads, limits or Limits(), device) as child:
-        roof = child.roof(list(dtypes))
+    with timing_child(threads, limits or Limits(), device) as child:
+        roof = child.call(TimingServer.roof, list(dtypes))
     try:
         if file:
             keep(file, roof, environment, now=time.time())

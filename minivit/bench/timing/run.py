@@ -27,8 +27,8 @@ from minivit.bench.kernels import kernel_file, sha256
 from minivit.bench.report.results import Record, Recorder, record
 from minivit.bench.report.runs import RunResult, write_reports
 from minivit.bench.report.verdicts import fingerprint
-from minivit.bench.sandbox import ChildError, Limits
-from minivit.bench.timing.blocks import TimingChild, affordable
+from minivit.bench.sandbox import Child, ChildError, Limits
+from minivit.bench.timing.blocks import TimingServer, affordable, timing_child
 from minivit.bench.timing.cells import Cell
 from minivit.bench.timing.problem import Block, Start
 from minivit.bench.timing.roofs import roofline
@@ -39,7 +39,7 @@ from minivit.errors import UsageError
 MAX_ROUNDS = 12  # of a cell in one process
 AGAIN = " (again)"
 ResultT = TypeVar("ResultT")
-OpenChild = Callable[[int], AbstractContextManager[TimingChild]]  # a process with so many threads
+OpenChild = Callable[[int], AbstractContextManager[Child]]  # a process with so many threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def run(
             measure = partial(roofline, device=plan.device, limits=plan.limits, cache=roof_cache, on_message=on_message)
             for threads in plan.threads:
                 to.add(measure(threads, dtypes).record())
-            for one in time_cells(plan, open_child=lambda threads: TimingChild(threads, plan.limits, plan.device)):
+            for one in time_cells(plan, open_child=lambda threads: timing_child(threads, plan.limits, plan.device)):
                 to.add(one)
             found = rows(to.records)
             for threads in sorted(doubtful(found)):  # the machine may have been busy when this roof was measured
@@ -215,7 +215,7 @@ class _Turn:
     def __init__(
         self,
         plan: Plan,
-        child: TimingChild,
+        child: Child,
         threads: int,
         process: int,
         rng: random.Random,
@@ -227,32 +227,32 @@ class _Turn:
         self.running: str | None = None  # the kernel that runs in the process now
         self.cell: Cell | None = None
 
-    def with_kernel(self, call: Callable[..., ResultT], kernel: str, *args: Any) -> ResultT:
-        """Call a method of the child that runs a kernel; if the process ends, `running` names the kernel."""
+    def with_kernel(self, method: Callable[..., ResultT], kernel: str, *args: Any) -> ResultT:
+        """Call a method of the server that runs a kernel; if the process ends, `running` names the kernel."""
         self.running = kernel
-        result = call(kernel, *args)
+        result = self.child.call(method, kernel, *args)
         self.running = None
         return result
 
     def load(self, unloadable: set[str]) -> Record:
         """Load every kernel that can be loaded. Return the record of the process."""
         for kernel in dict.fromkeys(arm.kernel for arm in self.plan.arms if arm.kernel not in unloadable):
-            problem, seconds = self.with_kernel(self.child.load, kernel)
+            problem, seconds = self.with_kernel(TimingServer.load_timed, kernel)
             if isinstance(problem, str):
                 raise UsageError(problem)
             self.loads[kernel] = problem, seconds
-        torch_threads, cores = self.child.settled()
+        torch_threads, cores = self.child.call(TimingServer.settled)
         return record("process", threads=self.threads, process=self.process, torch_threads=torch_threads, cores=cores)
 
     def run(self, slot: float, out: set[str]) -> Iterator[Record]:
         """Yield the records of a cell: the first calls, then all rounds."""
         cell = self.cell
         assert cell
-        self.child.open_cell(cell, self.rng.randrange(1 << 32))
+        self.child.call(TimingServer.open_cell, cell, self.rng.randrange(1 << 32))
         starts: dict[str, Start] = {}
         for kernel in [kernel for kernel in self.loads if kernel not in out]:
             problem = self.loads[kernel][0]
-            start = Start(finding=problem) if problem else self.with_kernel(self.child.start, kernel)
+            start = Start(finding=problem) if problem else self.with_kernel(TimingServer.start, kernel)
             yield self.start_record(cell, kernel, start)
             if start.call_ns:
                 starts[kernel] = start
@@ -262,7 +262,7 @@ class _Turn:
         sizes = {kernel: affordable(start.call_ns or 1, block_seconds) for kernel, start in starts.items()}
 
         def measure(arm: Arm) -> Block:
-            return self.with_kernel(self.child.block, arm.kernel, *sizes[arm.kernel], self.plan.graph)
+            return self.with_kernel(TimingServer.block, arm.kernel, *sizes[arm.kernel], self.plan.graph)
 
         for attempt in rounds(
             arms,
