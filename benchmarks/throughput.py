@@ -373,9 +373,9 @@ def gemm_peak(dtype: str, threads: int) -> float | None:
     """FLOP/s of the fastest square product in the dtype; measured between the arms, not at another time."""
     if dtype == "int8":
         return None
-    from minivit.bench.timing import roofline
+    from minivit.bench.timing import peaks
 
-    return roofline.gemm_peak(torch_dtype(dtype), threads)
+    return peaks.gemm_peak(torch_dtype(dtype), threads)
 
 
 def table(workers: list[Worker], size: str, dtype: str, batch: int, peak: float | None) -> dict[str, Any]:

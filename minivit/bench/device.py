@@ -1,4 +1,4 @@
-"""All that is particular to CUDA. Written where no GPU was: read line by line, not run."""
+"""Everything that is particular to CUDA devices. A leaf: it imports nothing else of minivit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def finish(x: Tensor) -> None:
-    """Wait for the work on x's device, so that an illegal access belongs to the call that made it."""
+    """Wait for the work on x's device, so that an error is raised by the call that caused it."""
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
 
@@ -27,7 +27,7 @@ def limit_memory(memory: int, device: str) -> None:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """The GPU in the fingerprint of a run; nothing for other devices."""
+    """Return the GPU's fields of the fingerprint of a run; empty for other devices."""
     if not device.startswith("cuda"):
         return {}
     properties = torch.cuda.get_device_properties(torch.device(device).index or 0)
@@ -36,12 +36,12 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def cache_bytes(device: str) -> int | None:
-    """Of the last-level cache of the GPU; None for other devices."""
+    """Return the bytes of the GPU's last-level cache; None for other devices."""
     return torch.cuda.get_device_properties(torch.device(device)).L2_cache_size if device != "cpu" else None
 
 
 def peak_memory(call: Callable[[], Any], on: Tensor) -> int:
-    """Bytes that torch's allocator held at the peak of a call beyond what it held before, output and all."""
+    """Return the bytes that torch's allocator held at the peak of a call beyond those before it, output included."""
     torch.cuda.synchronize(on.device)
     torch.cuda.reset_peak_memory_stats(on.device)
     before = torch.cuda.memory_allocated(on.device)
@@ -51,7 +51,7 @@ def peak_memory(call: Callable[[], Any], on: Tensor) -> int:
 
 
 def clocks(device: torch.device) -> dict[str, float]:
-    """MHz, degrees and watts as they are now; read, never set. Empty where nvidia-smi is not there."""
+    """Return the current clocks (MHz), temperature (C) and power (W); read, never set. Empty without nvidia-smi."""
     names = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
     tool = shutil.which("nvidia-smi")
     if not tool:
@@ -66,11 +66,11 @@ def clocks(device: torch.device) -> dict[str, float]:
 
 
 def _if_initialised(read: Callable[[], Any]) -> Callable[[], Any]:
-    """None where this process has not used CUDA: reading must not be what starts it."""
+    """Return a reader that returns None until this process uses CUDA, because reading would initialise it."""
     return lambda: read() if torch.cuda.is_initialized() else None
 
 
-# What conduct.STATE holds of CUDA: how to read it, and how to put it back.
+# The CUDA entries of side_effects.STATE: how to read a value, and how to restore it.
 STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the current CUDA device": (_if_initialised(torch.cuda.current_device), torch.cuda.set_device),
     "the current CUDA stream": (_if_initialised(torch.cuda.current_stream), torch.cuda.set_stream),

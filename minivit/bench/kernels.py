@@ -1,4 +1,4 @@
-"""Where kernels come from: a file that somebody wrote, or the attentions of PyTorch as baselines."""
+"""Where kernels come from: a kernel file, or an attention of PyTorch as a baseline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from minivit.bench import device as cuda
+from minivit.bench import device as devices
 from minivit.bench.checks.cases import Spec
 from minivit.bench.checks.mutants import MUTANTS
 from minivit.errors import UsageError
@@ -28,7 +28,7 @@ SOURCES = (".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".py")
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """An attention to be checked, and what it says of itself."""
+    """An attention function, and what its file declares about it."""
 
     name: str
     attention: Callable[..., Any]
@@ -37,22 +37,23 @@ class Kernel:
     deterministic: bool = True  # False where the file says DETERMINISTIC = False
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Any:
-        """The kernel's answer, whatever it is, at `scale` or (None) at 1 / sqrt(K)."""
+        """Return the kernel's output, of whatever type, at `scale` or (None) at 1 / sqrt(K)."""
         if self.takes_scale:
             out = self.attention(q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale)
         elif scale is None:
             out = self.attention(q, k, v)
         else:
             raise UsageError(f"{self.name} takes no scale")
-        cuda.finish(q)
+        devices.finish(q)
         return out
 
 
 def load_kernel(reference: str) -> Kernel:
-    """The kernel of "my_kernel.py", "my_kernel.py:name" or the name of a baseline (BASELINES) or "mutant:NAME".
+    """Return the kernel of "my_kernel.py", "my_kernel.py:name", a name in BASELINES or "mutant:NAME".
 
-    A file is imported, that is, run. Without a name its function is `attention`, or `attend`. It may also define
-    `supports(spec)`, which returns True or the reason why it does not take this specs.Spec, and DETERMINISTIC = False.
+    A file is imported, that is, run. Without a name, its function is `attention` or `attend`. The file may also define
+    `supports(spec)`, which returns True or the reason why it does not support this cases.Spec, and
+    DETERMINISTIC = False.
 
     Raises:
         UsageError: no such file, baseline or function.
@@ -68,10 +69,10 @@ def load_kernel(reference: str) -> Kernel:
 
 
 def kernel_file(reference: str) -> tuple[Path, str | None] | None:
-    """The file and the name in it that a reference means, or None for a name of our own; nothing is run.
+    """Return the file and the function name of a reference, or None for a baseline or mutant; nothing is run.
 
     Raises:
-        UsageError: neither.
+        UsageError: there is no such file or name.
     """
     if reference in BASELINES or reference in (f"mutant:{name}" for name in MUTANTS):
         return None
@@ -84,9 +85,9 @@ def kernel_file(reference: str) -> tuple[Path, str | None] | None:
 
 
 def sha256(reference: str) -> str | None:
-    """Of the kernel's file and the sources that bear its name, as NAME.cpp beside NAME.py, in the order of their names.
+    """Return the digest of the kernel's file and of sources with the same stem (NAME.cpp beside NAME.py), by name.
 
-    None for a name of our own, which the version of minivit stands for.
+    None for a baseline or mutant, which the version of minivit identifies.
     """
     file = kernel_file(reference)
     if file is None:
@@ -127,7 +128,7 @@ def _from_file(file: Path, name: str | None) -> Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """An attention that PyTorch brings."""
+    """An attention that PyTorch provides."""
 
     about: str
     attention: Callable[..., Tensor]

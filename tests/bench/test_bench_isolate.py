@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from minivit.bench.checks.cases import Case, Spec
-from minivit.bench.sandbox import Limits, check
+from minivit.bench.checks.server import run_cases
+from minivit.bench.sandbox import Limits
 from minivit.errors import UsageError
 
 LIMITS = Limits(seconds=20, memory=2 << 30)
@@ -43,7 +44,7 @@ def case(tokens: int) -> Case:
 
 
 def rows(kernel: Path, *tokens: int, seed: int = 1) -> list[tuple[int | None, str, str]]:
-    found = check(str(kernel), [case(n) for n in tokens], seed=seed, device="cpu", limits=LIMITS)
+    found = run_cases(str(kernel), [case(n) for n in tokens], seed=seed, device="cpu", limits=LIMITS)
     return [(row.case and row.case.spec.tokens, row.finding.status, row.finding.detail) for row in found]
 
 
@@ -95,7 +96,7 @@ def test_a_kernel_that_is_not_there_is_the_callers_mistake(accidents: Path):
     with pytest.raises(UsageError, match="no such file"):
         rows(accidents.with_name("nothing.py"), 2)
     with pytest.raises(UsageError, match="no function third"):
-        list(check(f"{accidents}:third", [case(2)], seed=1, device="cpu", limits=LIMITS))
+        list(run_cases(f"{accidents}:third", [case(2)], seed=1, device="cpu", limits=LIMITS))
 
 
 def test_limits_that_allow_nothing_are_refused():

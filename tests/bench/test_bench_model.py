@@ -15,22 +15,12 @@ from helpers import fakes
 from helpers.simulated import ENVIRONMENT, QUIET
 
 from minivit.bench.checks.findings import Finding, KernelError
-from minivit.bench.model.blocks import (
-    Bench,
-    Errors,
-    ModelPlan,
-    attend_with,
-    bench_record,
-    ceiling,
-    judged_model,
-    model_row,
-    predicted,
-    time_block,
-    time_model,
-)
+from minivit.bench.model.blocks import ModelBlock, ModelTimer, time_block
+from minivit.bench.model.errors import Errors, attend_with, errors_of, judged_model
+from minivit.bench.model.run import ModelPlan, bench_record, time_model
+from minivit.bench.model.summary import ceiling, model_row, predicted
 from minivit.bench.report.results import read
 from minivit.bench.report.tables import model_lines
-from minivit.bench.timing.problem import Block
 from minivit.cli import main
 from minivit.errors import UsageError
 from minivit.model.attention import attend_reference, attend_sdpa
@@ -101,8 +91,7 @@ def test_errors_of_a_real_model(dtype: torch.dtype):
     def slightly_off(q, k, v, *, scale):
         return attend_reference(q, k, v, scale=scale) * 1.05
 
-    bench = Bench(model, pixels, 2, seed=1)
-    right, wrong = bench.errors(attend_sdpa), bench.errors(slightly_off)
+    right, wrong = errors_of(model, pixels, attend_sdpa), errors_of(model, pixels, slightly_off)
     assert right.finding.status == "pass"
     assert wrong.finding.status == "fail"
     assert right.blocks["kernel"] == right.blocks["sdpa"]
@@ -129,18 +118,18 @@ def test_the_share_of_attention_is_taken_inside_the_kernel():
         now += 7000
         return attend_reference(q, k, v, scale=scale)
 
-    bench = Bench(fakes.build(dtype=torch.float32), fakes.pixels(3, dtype=torch.float32), 2, seed=1)
-    forward, pixels, logits = bench.forward(attend, clock=lambda: now)
+    timer = ModelTimer(fakes.build(dtype=torch.float32), fakes.pixels(3, dtype=torch.float32), 2, seed=1)
+    forward, pixels, logits = timer.forward(attend, clock=lambda: now)
     assert (forward.total_us, forward.attention_us) == (21.0, 21.0)  # three blocks, and nothing else takes time
     assert pixels.shape[0] == 2
     assert logits.shape == (2, 5)
-    assert not torch.equal(pixels, bench.forward(attend)[1])
+    assert not torch.equal(pixels, timer.forward(attend)[1])
 
 
 def test_a_model_answered_from_memory_is_caught():
-    bench = Bench(fakes.build(dtype=torch.float32), fakes.pixels(3, dtype=torch.float32), 2, seed=1)
-    allowed = 6 * bench.errors(attend_sdpa).yardstick
-    assert time_block(bench, attend_reference, 3, allowed)[0].verdict.status == "pass"
+    timer = ModelTimer(fakes.build(dtype=torch.float32), fakes.pixels(3, dtype=torch.float32), 2, seed=1)
+    allowed = 6 * errors_of(timer.model, timer.pixels, attend_sdpa).yardstick
+    assert time_block(timer, attend_reference, 3, allowed).verdict.status == "pass"
     kept = {}
 
     def remembers(q, k, v, *, scale):
@@ -149,7 +138,7 @@ def test_a_model_answered_from_memory_is_caught():
         return kept.setdefault(number, attend_reference(q, k, v, scale=scale))
 
     remembers.turn = 0
-    finding = time_block(bench, remembers, 5, allowed)[0].verdict
+    finding = time_block(timer, remembers, 5, allowed).verdict
     assert finding.status == "fail"
     assert "from the default's" in finding.detail
 
@@ -170,8 +159,8 @@ class Machine:
     def open(self, plan):
         yield self
 
-    def request(self, what, *rest, seconds):
-        return getattr(self, what)(*rest)
+    def call(self, method, *args):
+        return getattr(self, method.__name__)(*args)
 
     def load(self, name):
         return self.problem
@@ -179,7 +168,7 @@ class Machine:
     def supports(self, name, spec):
         return self.supported
 
-    def take(self, file, batch, seed):
+    def open_model(self, file, batch, seed):
         pass
 
     def errors(self, name):
@@ -192,10 +181,14 @@ class Machine:
         self.turn += 1
         self.now += 0.1
         total, attention = (value * (1 + 0.002 * (self.turn * 7 % 5 - 2)) for value in self.times[name])
-        block = Block(
-            samples_us=[total] * samples, calls=1, verdict=self.verdict, counters=self.counters, wall_seconds=0.1
+        return ModelBlock(
+            samples_us=[total] * samples,
+            attention_us=[attention] * samples,
+            calls=1,
+            verdict=self.verdict,
+            counters=self.counters,
+            wall_seconds=0.1,
         )
-        return block, [attention] * samples
 
 
 def run_of(machine: Machine, **changes):
@@ -276,7 +269,7 @@ def test_the_command_on_the_model_in_the_box(
     from minivit.bench.checks.cases import Case
 
     case = Case.parse("forward/normal/2x3x17x32/float32/packed", device="cpu")
-    monkeypatch.setattr("minivit.cli.bench.model.quick_cases", lambda *a: [case])
+    monkeypatch.setattr("minivit.bench.model.run.quick_cases", lambda *a: [case])
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("def attention(q, k, v, *, scale):\n    return (q @ k.mT * scale).softmax(-1) @ v\n")
     common = ["--model", "minivit/cifar10-vit", "--images", str(shared / "photos"), "--threads", "1", "--most", "5"]
@@ -296,4 +289,4 @@ def test_the_command_on_the_model_in_the_box(
     assert Path("again/report.md").read_text() == report
     capsys.readouterr()
     assert main(["bench", "model", "mine.py", *common, "--images", "nowhere"]) == 2
-    assert "no picture there can be read" in capsys.readouterr().err
+    assert "no image there can be read" in capsys.readouterr().err

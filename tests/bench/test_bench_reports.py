@@ -13,13 +13,14 @@ import pytest
 import torch
 from helpers.simulated import CELL, MINE, ROOF, Machine, simulate, steady
 
-from minivit.bench.checks.cases import Case, Cell
+from minivit.bench.checks.cases import Case
 from minivit.bench.checks.findings import Finding
 from minivit.bench.report.html import page
 from minivit.bench.report.results import line, of_kind, read
 from minivit.bench.report.tables import cell_lines, cells, duration, markdown
-from minivit.bench.timing.roofline import keep as note_down
-from minivit.bench.timing.roofline import kept
+from minivit.bench.timing.cells import Cell
+from minivit.bench.timing.roofs import Roofline, kept
+from minivit.bench.timing.roofs import keep as note_down
 from minivit.cli import main
 from minivit.errors import UsageError
 
@@ -81,8 +82,8 @@ def records_of(*, tokens=(50, 197), dtypes=("float32", "bfloat16"), against=("sd
 
 
 def _cases():
+    from minivit.bench.checks.server import Row
     from minivit.bench.report.verdicts import case_record
-    from minivit.bench.sandbox import Row
 
     found = []
     for check, status, share in (
@@ -264,8 +265,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The check of one case, and roofs that nothing exceeds, so that the command takes seconds."""
     case = Case.parse("forward/normal/2x3x17x32/float32/packed", device="cpu")
     sky = type(ROOF)(gemm={"float32": 1e15, "bfloat16": 1e15}, memory=1e15, cache=1e15, exp=1e15, cache_bytes=1 << 20)
-    monkeypatch.setattr("minivit.cli.bench.run.quick_cases", lambda *a: [case])
-    monkeypatch.setattr("minivit.cli.bench.run.roof_for", lambda *a, **k: (sky, 12.0))
+    monkeypatch.setattr("minivit.bench.timing.run.quick_cases", lambda *a: [case])
+    found = Roofline(roof=sky, threads=1, device="cpu", age_seconds=12.0)
+    monkeypatch.setattr("minivit.bench.timing.run.roofline", lambda *a, **k: found)
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(KERNEL)
 
@@ -336,7 +338,8 @@ def test_mistakes_of_the_caller_are_one_line_and_2(quick, capsys: pytest.Capture
 
 
 def test_roofline_prints_what_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr("minivit.cli.bench.roofline.roof_for", lambda *a, **k: (ROOF, 7300.0))
+    found = Roofline(roof=ROOF, threads=1, device="cpu", age_seconds=7300.0)
+    monkeypatch.setattr("minivit.bench.timing.roofs.roofline", lambda *a, **k: found)
     assert main(["bench", "roofline", "--dtypes", "float32", "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert "cpu, 1 thread, measured 2 hours ago" in out

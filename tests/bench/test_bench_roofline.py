@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from minivit.bench.checks.cases import Spec
-from minivit.bench.timing.roofline import Roof, bound, fastest, gemm_peak, impossible, work
+from minivit.bench.timing.peaks import fastest, gemm_peak
+from minivit.bench.timing.roofline import Roof, bound, impossible, work
 
 SPEC = Spec(batch=2, heads=3, tokens=5, head_dim=7, dtype=torch.float32, layout="packed")
 ROOF = Roof(

@@ -11,11 +11,12 @@ import pytest
 import torch
 from helpers.simulated import CELL, ENVIRONMENT, MINE, QUIET, ROOF, SPEC, Machine, plan, simulate, steady
 
-from minivit.bench.checks.cases import Case, Cell, parse_shape
+from minivit.bench.checks.cases import Case
 from minivit.bench.checks.findings import Finding
 from minivit.bench.checks.numerics import ask
 from minivit.bench.kernels import Kernel
 from minivit.bench.timing.blocks import affordable, measure, start
+from minivit.bench.timing.cells import Cell, parse_shape
 from minivit.bench.timing.problem import Problem
 from minivit.bench.timing.run import time_cells
 from minivit.bench.timing.summary import rows
@@ -176,7 +177,7 @@ def test_blocks_are_as_long_as_they_may_be():
 def test_threads_and_cores_are_set_before_torch_is_there():
     code = (
         "import sys, os\n"
-        "from minivit.bench.timing import machine, worker\n"
+        "from minivit.bench.timing import machine\n"
         "assert 'torch' not in sys.modules\n"
         "machine.settle(1)\n"
         "import torch\n"

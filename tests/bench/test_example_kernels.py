@@ -13,8 +13,9 @@ import torch
 
 from minivit.bench.checks.cases import EFFORTS, SMALL_SIZES, Case, Effort, plan
 from minivit.bench.checks.numerics import CHECKS, ask
+from minivit.bench.checks.server import Row, run_cases
 from minivit.bench.kernels import Kernel, load_kernel
-from minivit.bench.sandbox import Limits, Row, check
+from minivit.bench.sandbox import Limits
 
 KERNELS = Path(__file__).resolve().parents[2] / "benchmarks" / "kernels"
 EVERY_DTYPE = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -50,7 +51,7 @@ def asked_here(kernel: Kernel, cases: Sequence[Case]) -> list[Row]:
 
 def asked_apart(file: str, cases: Sequence[Case]) -> list[Row]:
     """In a process of its own, as the command does it, which sees the environment anew."""
-    return list(check(str(KERNELS / file), cases, seed=3, device="cpu", limits=LIMITS))
+    return list(run_cases(str(KERNELS / file), cases, seed=3, device="cpu", limits=LIMITS))
 
 
 @pytest.mark.parametrize("file", ["eager.py", "online_softmax.py"])

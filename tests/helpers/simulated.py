@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 
-from minivit.bench.checks.cases import Cell, Spec
+from minivit.bench.checks.cases import Spec
 from minivit.bench.checks.findings import Finding
 from minivit.bench.report.verdicts import verdict_record
 from minivit.bench.sandbox import ChildError
+from minivit.bench.timing.cells import Cell
 from minivit.bench.timing.machine import Counters
 from minivit.bench.timing.problem import Block, Start
 from minivit.bench.timing.roofline import Roof
-from minivit.bench.timing.run import Plan, bench_record, roof_record, time_cells
+from minivit.bench.timing.roofs import Roofline
+from minivit.bench.timing.run import Plan, bench_record, time_cells
 from minivit.bench.timing.summary import rows
 
 SPEC = Spec(batch=2, heads=3, tokens=50, head_dim=7, dtype=torch.float32, layout="packed")
@@ -41,7 +43,7 @@ Takes = Callable[[int], float]  # microseconds of the call with this number
 
 
 class Machine:
-    """Answers what the process that times is asked. Every block is about 1% off, every process about 0.5%."""
+    """Stands in for a child process with a TimingServer. Every block is about 1% off, every process about 0.5%."""
 
     def __init__(self, takes: dict[str, Takes], seed: int, *, noise: float = 0.01):
         self.takes, self.noise = takes, noise
@@ -52,12 +54,11 @@ class Machine:
         self.counters: Callable[[str], Counters] = lambda name: QUIET
         self.crashes: set[str] = set()
         self.unloadable: set[str] = set()
-        self.asked: list[tuple] = []
         self.opened = 0
         self.luck = dict.fromkeys(takes, 1.0)
 
     @contextmanager
-    def open(self, threads: int) -> Iterator[Machine]:
+    def open(self, threads: int) -> Iterator[Any]:
         self.opened += 1
         self.calls = dict.fromkeys(self.takes, 0)
         self.luck = {name: self.luck_of(name) for name in self.takes}
@@ -70,13 +71,14 @@ class Machine:
     def clock(self) -> float:
         return self.now
 
-    def request(self, what: str, *rest: Any, seconds: float) -> Any:
-        self.asked.append((what, *rest))
-        if what in ("start", "block") and rest[0] in self.crashes:
+    def run(self, name: str) -> None:
+        if name in self.crashes:
             raise ChildError("crashed: SIGSEGV")
-        return getattr(self, {"open": "open_cell"}.get(what, what))(*rest)
 
-    def load(self, name: str) -> tuple[Finding | None, float]:
+    def call(self, method: Callable[..., Any], *args: Any) -> Any:
+        return getattr(self, method.__name__)(*args)
+
+    def load_timed(self, name: str) -> tuple[Finding | None, float]:
         if name in self.unloadable:
             raise ChildError("ended itself with exit code 3")
         return None, 0.25
@@ -88,12 +90,14 @@ class Machine:
         pass
 
     def start(self, name: str) -> Start:
+        self.run(name)
         finding = Finding(status="pass", numbers={"of_limit": 0.5})
         return Start(
             finding=finding, first_call_seconds=0.5, call_ns=int(self.takes[name](0) * 1000), peak_bytes=1 << 20
         )
 
     def block(self, name: str, samples: int, calls: int, graph: bool) -> Block:
+        self.run(name)
         level = self.luck[name] * self.random.gauss(1, self.noise)
         times = []
         for _ in range(samples):
@@ -120,7 +124,7 @@ def simulate(takes: dict[str, Takes], seed: int = 0, *, machine: Machine | None 
     records = [bench_record(wanted, ENVIRONMENT, started="2026-11-24T05:00:00+00:00")]
     if not wanted.unverified:
         records += [{**verdict_record(name, []), "right": True} for name in wanted.kernels]
-    records += [roof_record(roof, n, device="cpu", age_seconds=0.0) for n in wanted.threads]
+    records += [Roofline(roof=roof, threads=n, device="cpu", age_seconds=0.0).record() for n in wanted.threads]
     records += time_cells(wanted, open_child=machine.open, clock=machine.clock)
     return records + rows(records)
 

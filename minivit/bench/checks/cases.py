@@ -1,4 +1,4 @@
-"""What is asked of a kernel: the shapes, dtypes and layouts of Vision Transformers, and plans that cover them."""
+"""The cases of a check: shapes, dtypes and layouts of Vision Transformers, and plans that cover them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LAYOUTS = ("contiguous", "packed", "bnhd", "padded", "misaligned")  # see inputs
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """The plain name, such as float32."""
+    """Return the name of a dtype, such as float32."""
     return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """One shape of problem, as a kernel's `supports(spec)` sees it: q, k and v are each (B, A, N, K)."""
+    """One shape, dtype and layout, as a kernel's `supports(spec)` receives it; q, k and v are each (B, A, N, K)."""
 
     batch: int
     heads: int
@@ -39,14 +39,14 @@ class Spec:
     dtype: torch.dtype
     layout: str  # one of LAYOUTS
     device: str = "cpu"
-    grads: bool = False  # gradients will be asked for
+    grads: bool = False  # gradients are needed
 
     def __str__(self) -> str:
         shape = f"{self.batch}x{self.heads}x{self.tokens}x{self.head_dim}"
         return f"{shape}/{name_of(self.dtype)}/{self.layout}"
 
     def key(self) -> dict[str, Any]:
-        """As it stands in JSON."""
+        """Return the fields of its JSON records."""
         return {
             "batch": self.batch,
             "heads": self.heads,
@@ -74,7 +74,7 @@ class Spec:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One question to one kernel: a check of checks.CHECKS on a spec. Its text names it, for --case."""
+    """A check of numerics.CHECKS with a Spec. Its text is its name for --case."""
 
     check: str
     spec: Spec
@@ -83,13 +83,13 @@ class Case:
         return f"{self.check}/{self.spec}"
 
     def generator(self, seed: int) -> torch.Generator:
-        """The random numbers of this case alone, so that it can be run alone."""
+        """Return a generator for this case only, so that the case can be repeated alone."""
         digest = hashlib.sha256(f"{seed} {self}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
     @staticmethod
     def parse(text: str, *, device: str) -> Case:
-        """The inverse of str().
+        """Return the case of this name, the inverse of str().
 
         Raises:
             UsageError: not the name of a case.
@@ -115,55 +115,6 @@ class Case:
         return Case(check=f"{group}/{check}", spec=spec)
 
 
-DIRECTIONS = ("fwd", "bwd")
-MODES = ("hot", "cold")
-# Tokens of 224, 384 and 512 pixels, of ViT-H/14 those of 224, 378 and 518, in batches of about equal work.
-SHAPES = {
-    **{
-        name: ((8, heads, 197, 64), (2, heads, 577, 64), (1, heads, 1025, 64))
-        for name, heads in (("vit-ti", 3), ("vit-s", 6), ("vit-b", 12), ("vit-l", 16))
-    },
-    "vit-h": ((8, 16, 257, 80), (2, 16, 730, 80), (1, 16, 1370, 80)),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One thing to be timed."""
-
-    spec: Spec
-    direction: str  # one of DIRECTIONS; bwd is the backward alone
-    mode: str  # one of MODES: inputs in the cache, or (rotated over three times its size) not
-
-    def __post_init__(self) -> None:
-        if self.direction == "bwd" and self.mode == "cold":
-            raise UsageError("bwd is timed hot only: its inputs have just been read by the forward")
-
-    def __str__(self) -> str:
-        return f"{self.spec} {self.direction} {self.mode}"
-
-    def key(self) -> dict[str, Any]:
-        """As it stands in JSON."""
-        return {**self.spec.key(), "direction": self.direction, "mode": self.mode}
-
-
-def parse_shape(text: str) -> tuple[tuple[int, int, int, int], ...]:
-    """(batch, heads, tokens, head_dim) of "8,12,197,64", or the three of a model's name in SHAPES.
-
-    Raises:
-        UsageError: neither.
-    """
-    if text in SHAPES:
-        return SHAPES[text]
-    try:
-        batch, heads, tokens, head_dim = (int(size) for size in text.split(","))
-    except ValueError:
-        batch = heads = tokens = head_dim = 0
-    if min(batch, heads, tokens, head_dim) < 1:
-        raise UsageError(f"--shapes {text}: give B,A,N,K such as 8,12,197,64, or one of {', '.join(SHAPES)}")
-    return ((batch, heads, tokens, head_dim),)
-
-
 Point = dict[str, Any]  # one value for each axis
 Target = frozenset[tuple[str, Any]]  # values that have to occur together in some point
 
@@ -171,11 +122,11 @@ Target = frozenset[tuple[str, Any]]  # values that have to occur together in som
 def covering(
     axes: Mapping[str, Sequence], *, pairs: Iterable[tuple[str, ...]], allowed: Callable[[Point], bool]
 ) -> Iterator[Point]:
-    """Few points in which every value of every axis occurs, and every combination of the values of each of `pairs`.
+    """Yield few points that contain every value of every axis, and every combination of values of each of `pairs`.
 
-    Greedy: each point starts from a target not yet met, and of 30 allowed ways to fill it up at random takes the one
-    that meets most others (after Cohen et al. 1997, "The AETG System"). Targets that no allowed point is found for are
-    left out. The random numbers are always the same, so that two kernels are asked the same.
+    Greedy, after Cohen et al. 1997, "The AETG System": each point starts from a missing target; of 30 allowed random
+    completions, it is the one that meets most other targets. Targets without an allowed point are left out. The random
+    numbers are always the same, so all kernels get the same cases.
     """
     rng = random.Random(0)
     missing: dict[Target, None] = {}  # a set that keeps its order
@@ -198,18 +149,18 @@ def covering(
 
 
 SIZES = {"tokens": TOKENS, "head_dim": HEAD_DIMS, "heads": HEADS, "batch": BATCHES}
-# One number of heads for each head_dim: of a kernel that is compiled for every pair of them, as flex_attention is, at
-# some seconds each, a quick check asks for six pairs and not for thirty-six.
+# One number of heads for each head_dim: a kernel that compiles for every pair (such as flex_attention, seconds each)
+# compiles six times in a quick check, not thirty-six times.
 HEADS_OF = dict(zip(HEAD_DIMS, (3, 12, 4, 16, 8, 6), strict=True))
 SMALL_SIZES = {"tokens": (2, 17, 65, 197), "head_dim": (32, 64, 80), "heads": (3, 4), "batch": (2, 3)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How much is asked."""
+    """How many cases a plan has, and how large they are."""
 
-    pairs: Callable[[Iterable[str]], Iterable[tuple[str, ...]]]  # of these axes, the pairs to cover
-    work: int  # most multiplications of q k^T in a case
+    pairs: Callable[[Iterable[str]], Iterable[tuple[str, ...]]]  # the combinations of axes to cover
+    work: int  # maximum of multiplications of q k^T in a case
     sizes: Mapping[str, Sequence[int]]
     heads_of: Mapping[int, int] | None = None  # by head_dim; None: any
 
@@ -236,12 +187,12 @@ EFFORTS = {
     "default": Effort(pairs=_every_pair, work=10**9, sizes=SIZES),
     "full": Effort(pairs=_every_pair_and_layout, work=6 * 10**10, sizes=SIZES),  # 256 x 3 x 1025 x 64 is 5.2e10
 }
-MOST_ELEMENTS = 6 * 10**7  # in q: 240 MB of float32
-MOST_WORK_WHOLE = 10**8  # where every probability is computed in float64, some with gradients
+MAX_ELEMENTS = 6 * 10**7  # in q: 240 MB of float32
+MAX_WORK_WHOLE = 10**8  # for checks that compute every probability in float64
 
 
 def plan(checks: Sequence[str], effort: Effort, *, device: str, dtypes: Sequence[torch.dtype]) -> list[Case]:
-    """The cases that cover the checks, group by group, small shapes first so that a bad kernel is found out soon."""
+    """Return the cases that cover the checks, group by group, small shapes first so that a bad kernel fails early."""
     cases = []
     groups: dict[str, list[str]] = {}
     for check in checks:
@@ -249,8 +200,8 @@ def plan(checks: Sequence[str], effort: Effort, *, device: str, dtypes: Sequence
     for group, names in groups.items():
         axes = {"check": names, **effort.sizes, "dtype": dtypes, "layout": LAYOUTS}
         sampled = group in ("forward", "needle")
-        most = effort.work if sampled else min(effort.work, MOST_WORK_WHOLE)
-        if not sampled:  # one key has no gradient of q and k, and nothing to tell apart
+        most = effort.work if sampled else min(effort.work, MAX_WORK_WHOLE)
+        if not sampled:  # with one key, q and k have no gradient
             axes["tokens"] = [tokens for tokens in effort.sizes["tokens"] if tokens > 1]
 
         def case(point: Point, group: str = group) -> Case:
@@ -261,7 +212,7 @@ def plan(checks: Sequence[str], effort: Effort, *, device: str, dtypes: Sequence
             spec = case(point).spec
             if effort.heads_of and effort.heads_of[spec.head_dim] != spec.heads:
                 return False
-            return spec.work <= most and spec.elements <= MOST_ELEMENTS
+            return spec.work <= most and spec.elements <= MAX_ELEMENTS
 
         found = {case(point): None for point in covering(axes, pairs=effort.pairs(axes), allowed=fits)}
         cases += sorted(found, key=lambda case: case.spec.work)

@@ -1,4 +1,4 @@
-"""What a check makes of a kernel's answer: a Finding, or the refusal KernelError."""
+"""The outcome of a case: a Finding, or the KernelError that refuses the kernel. And what every check tests first."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 from minivit.bench.checks.inputs import Triple
 from minivit.bench.checks.tolerance import Verdict
 from minivit.bench.kernels import Kernel
+from minivit.bench.sandbox import describe_error
 from minivit.errors import MinivitError
 
-# The worst comes last. "note" says something worth knowing of a right kernel; "inconclusive": within a limit that
-# proves nothing.
+# The worst comes last. note: the kernel is right, with a remark. inconclusive: within a tolerance too wide to prove
+# anything.
 STATUSES = ("unsupported", "pass", "note", "inconclusive", "fail")
 
 
@@ -28,18 +29,18 @@ class Finding:
 
 
 class KernelError(MinivitError):
-    """The kernel is refused, and this is why."""
+    """The kernel is refused; the message is the reason."""
 
     def __init__(self, detail: str, numbers: dict[str, float] | None = None):
         super().__init__(detail)
         self.numbers = numbers or {}
 
 
-def answer(kernel: Kernel, qkv: Triple, *, scale: float | None = None) -> Tensor:
-    """The kernel's output for q, k and v, of the right shape, dtype and device.
+def output_of(kernel: Kernel, qkv: Triple, *, scale: float | None = None) -> Tensor:
+    """Return the kernel's output for q, k and v.
 
     Raises:
-        KernelError: it is not, or the kernel raises.
+        KernelError: the kernel raises, or its output is not a tensor of the shape, dtype and device of q.
     """
     q = qkv[0]
     try:
@@ -57,19 +58,15 @@ def answer(kernel: Kernel, qkv: Triple, *, scale: float | None = None) -> Tensor
 
 
 def raised(error: Exception, where: str = "") -> KernelError:
-    """An exception of the kernel as the reason to refuse it, in one line."""
-    text = " ".join(str(error).split())[:300]
-    # The CPU allocator's message is a RuntimeError that names the allocator.
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
-        return KernelError(f"out of memory{where}: {text}")
-    return KernelError(f"raised {type(error).__name__}{where}: {text}")
+    """Return an exception of the kernel as the reason to refuse it, in one line."""
+    return KernelError(describe_error(error, where))
 
 
 def judged(verdict: Verdict, what: str = "") -> Finding:
-    """A verdict as a finding.
+    """Return a verdict as a finding: pass or inconclusive.
 
     Raises:
-        KernelError: the verdict is that.
+        KernelError: the errors exceed the tolerance.
     """
     numbers = {
         "of_limit": verdict.of_limit,
@@ -88,7 +85,7 @@ def judged(verdict: Verdict, what: str = "") -> Finding:
 
 
 def refuse_non_finite(out: Tensor, what: str = "the output") -> None:
-    """Raises KernelError, with the first place, where anything is nan or inf."""
+    """Raise KernelError, with the first index, if any element is nan or inf."""
     if not out.isfinite().all():
         bad = (~out.isfinite()).nonzero()
         first = bad[0].tolist()
@@ -97,6 +94,6 @@ def refuse_non_finite(out: Tensor, what: str = "the output") -> None:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal to the bit, nan to nan."""
+    """Return whether two tensors are equal bit by bit; nan equals nan."""
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return torch.equal(a.contiguous().view(whole), b.contiguous().view(whole))

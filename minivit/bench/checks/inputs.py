@@ -1,4 +1,4 @@
-"""The tensors a kernel is given: values that leave mistakes nowhere to hide, in the layouts a model hands over."""
+"""The inputs of the checks: values that expose errors, in the memory layouts of a model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 
 def normal(spec: Spec, generator: Generator) -> Triple:
-    """Zero mean, unit variance: with inputs of one sign even the mean of V passes for attention."""
-    # Made on the CPU and in at least float32, so that every device and dtype gets the same numbers, rounded.
+    """Zero mean, unit variance. (With inputs of one sign, even the mean of V looks like attention.)"""
+    # Made on the CPU in at least float32, so that every device and dtype gets the same numbers, rounded.
     dtype = torch.promote_types(spec.dtype, torch.float32)
     shape = (3, spec.batch, spec.heads, spec.tokens, spec.head_dim)
     q, k, v = torch.randn(shape, generator=generator, dtype=dtype)
@@ -24,7 +24,7 @@ def normal(spec: Spec, generator: Generator) -> Triple:
 
 
 def logits_x4(spec: Spec, generator: Generator) -> Triple:
-    """Softmax with a few keys that matter."""
+    """Softmax with few large weights."""
     q, k, v = normal(spec, generator)
     return q * 4, k, v
 
@@ -36,23 +36,23 @@ def logits_x30(spec: Spec, generator: Generator) -> Triple:
 
 
 def constant_keys(spec: Spec, generator: Generator) -> Triple:
-    """Every key is the same, so the answer is the mean of V."""
+    """All keys are equal, so the output is the mean of V."""
     q, k, v = normal(spec, generator)
     return q, k[..., :1, :].expand_as(k), v
 
 
 def first_key(spec: Spec, generator: Generator) -> Triple:
-    """The first key, the class token's, outweighs all others."""
+    """The first key, that of the class token, has most of the weight."""
     return _dominated_by(0, *normal(spec, generator))
 
 
 def last_key(spec: Spec, generator: Generator) -> Triple:
-    """The last key outweighs all others: 197, 257, 577 and 1025 leave it alone in its block."""
+    """The last key has most of the weight. With 257, 577 and 1025 tokens it is alone in its block of keys."""
     return _dominated_by(-1, *normal(spec, generator))
 
 
 def _dominated_by(key: int, q: Tensor, k: Tensor, v: Tensor) -> Triple:
-    """One key at which every query looks with most of its weight."""
+    """One key to which every query attends with most of its weight."""
     tokens, head_dim = q.shape[-2:]
     direction = k[..., key, :].sign()
     # exp(logit) of the others adds up to about e * tokens; the logit of this one is strength * sqrt(head_dim).
@@ -63,20 +63,20 @@ def _dominated_by(key: int, q: Tensor, k: Tensor, v: Tensor) -> Triple:
 
 
 def large_mean(spec: Spec, generator: Generator) -> Triple:
-    """V around 100: what is not normalised stands out, and what cancels is lost."""
+    """V around 100: exposes missing normalisation and cancellation."""
     q, k, v = normal(spec, generator)
     return q, k, v + 100
 
 
 def tiny(spec: Spec, generator: Generator) -> Triple:
-    """Close to the smallest normal numbers of the dtype, where products underflow."""
+    """Close to the smallest normal numbers of the dtype, where logits underflow."""
     q, k, v = normal(spec, generator)
     size = 2.0**-10 if spec.dtype == torch.float16 else 2.0**-100
     return q * size, k * size, v * size
 
 
 def large(spec: Spec, generator: Generator) -> Triple:
-    """V so large that a few of them overflow float16, or their squares float32."""
+    """V so large that a sum of a few overflows float16, or their squares overflow float32."""
     q, k, v = normal(spec, generator)
     return q, k, v * (2.0**13 if spec.dtype == torch.float16 else 2.0**100)
 
@@ -95,11 +95,11 @@ VALUES: dict[str, Callable[[Spec, Generator], Triple]] = {
 
 
 def needles(spec: Spec, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q, k, v and a secret permutation_BAN: query i finds key permutation[i] alone, so row i is that row of v.
+    """Return q, k, v and a secret permutation_BAN: query i attends to key permutation[i] alone; output row i is its v.
 
-    A key is the binary number of its token, repeated to fill the head, under a secret mask of signs. Two keys differ
-    in a bit that stands at least twice, which makes their logits differ by 4 * 64 / sqrt(K) = 45 or more at K = 32:
-    all other keys together weigh less than 1e-16.
+    A key is the binary number of its token, repeated to fill the head, with secret random signs. Two keys differ in at
+    least two elements, so their logits differ by at least 4 * 64 / sqrt(K) = 45 at K = 32, and the weights of all other
+    keys add up to less than 1e-16.
     """
     batch, heads, tokens, head_dim = spec.batch, spec.heads, spec.tokens, spec.head_dim
     bits = torch.arange(head_dim) % max(1, (tokens - 1).bit_length())
@@ -136,19 +136,19 @@ class Laid:
         return self.q, self.k, self.v
 
     def overwrite(self, qkv: Triple) -> None:
-        """New values in the same memory; .data, so that no version counter tells."""
+        """Write new values in the same memory, through .data so that no version counter changes."""
         for view, values in zip(self.qkv, qkv, strict=True):
             view.data.copy_(values)
 
 
 def rounded(qkv: Triple, spec: Spec) -> Triple:
-    """The values as the kernel will see them: the truth starts from these."""
+    """Return the values as the kernel receives them, from which the truth is computed."""
     q, k, v = (x.to(device=spec.device, dtype=spec.dtype) for x in qkv)
     return q, k, v
 
 
 def lay_out(qkv: Triple, spec: Spec, *, fill: float = math.nan, margin: int = MARGIN) -> Laid:
-    """The values in spec's dtype, on its device and in its layout, between margins of so many elements of `fill`.
+    """Return the values in the dtype, device and layout of `spec`, between margins of so many elements of `fill`.
 
     contiguous: each its own (B, A, N, K). packed: views into one (B, N, 3, A, K), as SelfAttention.split makes them.
     bnhd: views into (B, N, A, K), the layout of separate projections. padded: rows PADDING apart. misaligned:
@@ -183,7 +183,7 @@ def lay_out(qkv: Triple, spec: Spec, *, fill: float = math.nan, margin: int = MA
 
 
 def _slab(shape: tuple[int, ...], spec: Spec, fill: float, margin: int, *, shift: int = 0) -> tuple[Tensor, Tensor]:
-    """A flat buffer of `fill`, and a view of that shape into the middle of it."""
+    """Return a flat buffer of `fill`, and a view of this shape into its middle."""
     size = math.prod(shape)
     flat = torch.full((margin + shift + size + margin,), fill, dtype=spec.dtype, device=spec.device)
     return flat, flat[margin + shift :][:size].view(shape)

@@ -1,6 +1,6 @@
-"""Attentions that are wrong on purpose, each with the checks that must refuse it: what proves the checks' power.
+"""Attentions that are wrong on purpose, each with the checks that must refuse it. They prove the power of the check.
 
-All are `attend(q, k, v, *, scale)`. Each is the mistake of somebody: of a tail, a padding, a layout, a cache.
+All are `attend(q, k, v, *, scale)`. Each has a typical error: of a tail, a padding, a layout, a cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minivit.model.attention import attend_reference as right
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """A wrong attention. Every check named here must refuse it, with this word of the reason."""
+    """A wrong attention. Every check in `refused_by` must refuse it, with `because` in the reason."""
 
     attention: Callable[..., Any]
     refused_by: tuple[str, ...]
@@ -170,7 +170,7 @@ def changed_input(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 
 def output_in_v(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """Saves memory by writing the answer over v."""
+    """Saves memory by writing the output over v."""
     return v.detach().copy_(right(q, k, v, scale=scale).detach())
 
 
@@ -187,7 +187,7 @@ _answers: dict[Any, Tensor] = {}
 
 
 def cached_output(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """Remembers answers by address, shape, scale and version; only the last, as memory is reused sooner or later."""
+    """Caches the last output by address, shape, scale and version; memory is reused sooner or later."""
     key = (q.data_ptr(), q.shape, q.stride(), q.dtype, q._version, scale)
     if key not in _answers:
         _answers.clear()

@@ -1,4 +1,4 @@
-"""The questions about manners: whose memory is read, written and returned, what lasts, what else is changed."""
+"""The checks of side effects: memory that is read, written or returned, reuse between calls, global state."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from minivit.bench import device as cuda
+from minivit.bench import device as devices
 from minivit.bench.checks.cases import Spec
-from minivit.bench.checks.findings import Finding, KernelError, answer, judged, refuse_non_finite, same_bits
+from minivit.bench.checks.findings import Finding, KernelError, judged, output_of, refuse_non_finite, same_bits
 from minivit.bench.checks.inputs import lay_out, normal, rounded
 from minivit.bench.checks.tolerance import judge_rows, pick_rows
 from minivit.bench.kernels import Kernel
 
 
 def output(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
-    """A plain tensor with memory of its own for every element."""
+    """The output is a plain tensor with its own memory for every element."""
     laid = lay_out(normal(spec, generator), spec)
-    out = answer(kernel, laid.qkv)
+    out = output_of(kernel, laid.qkv)
     if type(out) is not Tensor:
         raise KernelError(f"the output is a {type(out).__name__}, not a plain tensor: its work may not have been done")
     if out.requires_grad:
@@ -40,7 +40,7 @@ def output(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether their memory, as it was allocated, has a byte in common."""
+    """Return whether their allocations share a byte."""
     (a_start, a_size), (b_start, b_size) = (
         (x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()) for x in (a, b)
     )
@@ -48,10 +48,10 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 
 def inputs_unchanged(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
-    """q, k and v are to the bit what they were."""
+    """q, k and v are unchanged, bit by bit."""
     laid = lay_out(normal(spec, generator), spec)
     before = [x.clone() for x in laid.qkv]
-    answer(kernel, laid.qkv)
+    output_of(kernel, laid.qkv)
     changed = [name for name, x, y in zip("qkv", laid.qkv, before, strict=True) if not same_bits(x, y)]
     if changed:
         raise KernelError(f"changed its input {' and '.join(changed)}")
@@ -59,11 +59,11 @@ def inputs_unchanged(kernel: Kernel, spec: Spec, generator: Generator) -> Findin
 
 
 def writes_inside(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
-    """The surroundings of the inputs are as they were. (Those of the output are the kernel's own.)"""
+    """The memory around the inputs is unchanged. (The memory around the output belongs to the kernel.)"""
     laid = lay_out(normal(spec, generator), spec)
     before = [buffer.clone() for buffer in laid.buffers]
     inputs = [x.clone() for x in laid.qkv]
-    answer(kernel, laid.qkv)
+    output_of(kernel, laid.qkv)
     for view, values in zip(laid.qkv, inputs, strict=True):
         view.copy_(values)  # a changed input is another check's
     if not all(same_bits(a, b) for a, b in zip(laid.buffers, before, strict=True)):
@@ -72,10 +72,10 @@ def writes_inside(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
 
 
 def reads_inside(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
-    """The answer is the same whatever surrounds the inputs: nan, or large numbers, or zeros."""
+    """The output is the same whatever lies around the inputs: nan, large numbers or zeros."""
     qkv = rounded(normal(spec, generator), spec)
     with_zero, with_large, with_nan = (
-        answer(kernel, lay_out(qkv, spec, fill=fill).qkv) for fill in (0.0, 1000.0, float("nan"))
+        output_of(kernel, lay_out(qkv, spec, fill=fill).qkv) for fill in (0.0, 1000.0, float("nan"))
     )
     for name, out in (("nan", with_nan), ("numbers", with_large)):
         if not _close(out, with_zero):
@@ -84,43 +84,43 @@ def reads_inside(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
 
 
 def uninitialised(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
-    """The answer is the same when fresh memory is full of nan instead of what was there before."""
+    """The output is the same when new memory is filled with nan."""
     qkv = rounded(normal(spec, generator), spec)
-    plain = answer(kernel, lay_out(qkv, spec).qkv)
+    plain = output_of(kernel, lay_out(qkv, spec).qkv)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "warn only" about operations without a deterministic form
         torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty is filled with nan; ask() undoes it
-        poisoned = answer(kernel, lay_out(qkv, spec).qkv)
+        poisoned = output_of(kernel, lay_out(qkv, spec).qkv)
     if not _close(poisoned, plain):
         raise KernelError("uses memory that was never written: with nan in fresh memory the answer is another")
     return Finding(status="pass")
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal up to the order of sums; nan to nothing."""
+    """Return whether a and b are equal up to the order of sums; nan equals nothing."""
     difference = (a.double() - b.double()).norm()
     return bool(difference <= 4 * torch.finfo(a.dtype).eps * b.double().norm())
 
 
 def outputs_kept(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
-    """An output is still what it was after two more calls with other inputs, and its memory is not theirs."""
+    """An output is unchanged after two more calls with other inputs, and shares no memory with their outputs."""
     laid = [lay_out(normal(spec, generator), spec) for _ in range(3)]
-    first = answer(kernel, laid[0].qkv)
+    first = output_of(kernel, laid[0].qkv)
     copy = first.clone()
-    later = [answer(kernel, other.qkv) for other in laid[1:]]
+    later = [output_of(kernel, other.qkv) for other in laid[1:]]
     if any(_overlap(first, out) for out in later) or not same_bits(first, copy):
         raise KernelError("a later call wrote over an earlier output")
     return Finding(status="pass")
 
 
 def fresh_values(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
-    """New values in the same memory give a new answer, and it is the right one; so do the old ones again."""
+    """New values in the same memory give a new, right output; so do the old values again."""
     old, new = (rounded(normal(spec, generator), spec) for _ in range(2))
     laid = lay_out(old, spec)
-    answer(kernel, laid.qkv)
+    output_of(kernel, laid.qkv)
     for what, qkv in (("new values", new), ("the first values again", old)):
         laid.overwrite(qkv)
-        out = answer(kernel, laid.qkv)
+        out = output_of(kernel, laid.qkv)
         try:
             rows = pick_rows(spec.tokens, generator)
             finding = judged(judge_rows(out, *qkv, rows=rows, scale=spec.scale))
@@ -130,14 +130,14 @@ def fresh_values(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
 
 
 def deterministic(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
-    """Twenty equal calls agree to the bit, or the kernel says that they may not."""
+    """Twenty equal calls agree bit by bit, unless the kernel declares DETERMINISTIC = False."""
     qkv = rounded(normal(spec, generator), spec)
     laid = lay_out(qkv, spec)
-    first = answer(kernel, laid.qkv).clone()
+    first = output_of(kernel, laid.qkv).clone()
     differ = 0
     for _ in range(19):
         laid.overwrite(qkv)
-        differ += not same_bits(answer(kernel, laid.qkv), first)
+        differ += not same_bits(output_of(kernel, laid.qkv), first)
     if differ and kernel.deterministic:
         raise KernelError(
             f"{differ} of 20 calls differ from the first; a kernel that means to says DETERMINISTIC = False"
@@ -148,14 +148,14 @@ def deterministic(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
 
 
 def scale(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
-    """Two scales that are not 1 / sqrt(K)."""
+    """Two scales other than 1 / sqrt(K) are honoured."""
     if not kernel.takes_scale:
         return Finding(status="unsupported", detail="takes no scale; judged at 1 / sqrt(head_dim)")
     qkv = rounded(normal(spec, generator), spec)
     findings = []
     for factor in (0.5, 1.7):
         wanted = factor * spec.scale
-        out = answer(kernel, lay_out(qkv, spec).qkv, scale=wanted)
+        out = output_of(kernel, lay_out(qkv, spec).qkv, scale=wanted)
         refuse_non_finite(out)
         verdict = judge_rows(out, *qkv, rows=pick_rows(spec.tokens, generator), scale=wanted)
         findings.append(judged(verdict, f"scale={wanted:.4g} is not honoured"))
@@ -163,12 +163,12 @@ def scale(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
 
 
 def delegation(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
-    """Never wrong, but said: the work is done by PyTorch's own attention."""
+    """Delegation to PyTorch's own attention is never wrong, but it is noted."""
     from torch.autograd.profiler_legacy import profile  # sees what C++ calls too; the newer one writes to stderr
 
     laid = lay_out(normal(spec, generator), spec)
     with profile() as seen:
-        answer(kernel, laid.qkv)
+        output_of(kernel, laid.qkv)
     names = {event.name for event in seen.function_events}
     used = sorted(name for name in names if "scaled_dot_product" in name or "flex_attention" in name)
     if used:
@@ -176,7 +176,7 @@ def delegation(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
     return Finding(status="pass")
 
 
-# --- global state: how to read it, and how to put it back where a kernel changed it
+# --- global state: how to read it, and how to restore it
 
 
 def _flush_denormal() -> bool:
@@ -207,7 +207,7 @@ COMPILERS = ("TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_")
 
 
 def _environment() -> dict[str, str]:
-    """Without what torch.compile notes for itself and its compilers the first time it runs."""
+    """Return the environment without the variables that torch.compile sets for itself and its compilers."""
     return {name: value for name, value in os.environ.items() if not name.startswith(COMPILERS)}
 
 
@@ -237,17 +237,17 @@ STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the random state of Python": (random.getstate, random.setstate),
     "the working directory": (os.getcwd, os.chdir),
     "the environment": (_environment, _set_environment),
-    **cuda.STATE,
+    **devices.STATE,
 }
 
 
 def global_state() -> dict[str, Any]:
-    """Everything in STATE as it is now."""
+    """Return the current value of everything in STATE."""
     return {name: read() for name, (read, _) in STATE.items()}
 
 
 def restore(before: dict[str, Any]) -> list[str]:
-    """Put back what has changed since; returns its names."""
+    """Restore everything in STATE that has changed; return its names."""
     changed = []
     for name, (read, write) in STATE.items():
         if before[name] is not None and read() != before[name]:
@@ -257,10 +257,10 @@ def restore(before: dict[str, Any]) -> list[str]:
 
 
 def state_kept(kernel: Kernel, spec: Spec, generator: Generator) -> Finding:
-    """What all of the process shares is as it was."""
+    """Global state (see STATE) is unchanged."""
     laid = lay_out(normal(spec, generator), spec)
     before = global_state()
-    answer(kernel, laid.qkv)
+    output_of(kernel, laid.qkv)
     if changed := restore(before):
         raise KernelError(f"changed {', '.join(changed)}")
     return Finding(status="pass")

@@ -1,8 +1,9 @@
-"""How far from right is too far: error against float64, in units of the error of plain attention in the same dtype.
+"""The tolerance: the error against float64, relative to the error of plain attention in the same dtype.
 
-FlashAttention's rule (Dao-AILab/flash-attention, tests/test_flash_attn.py): a kernel may be twice as far from the
-truth as eager PyTorch of the same precision. Here the truth is float64 from the rounded inputs, the norm and every
-single row must pass as well as the largest element, and a yardstick that measures nothing is said to.
+As in FlashAttention's tests (Dao-AILab/flash-attention, tests/test_flash_attn.py), the error of a kernel may be twice
+the error of eager PyTorch in the same precision, the baseline. Here, the truth is float64 attention of the rounded
+inputs; the largest element, the L2 norm and every single row have to pass; and a baseline with too large an error makes
+the result inconclusive.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from torch import Generator, Tensor
 
 from minivit.model.attention import attend_reference, attend_sdpa, attention_probs
 
-SLACK = 2.0  # the kernel's errors may be this many yardsticks: largest element and relative L2
-ROW_SLACK = 4.0  # and this many for the worst row, which is an extreme of an extreme
-MEANINGLESS = 0.1  # a yardstick of relative L2 beyond this accepts too much to prove anything
-MOST_ROWS = 24  # query rows looked at in each head
+SLACK = 2.0  # maximum error in units of the baseline: largest element and relative L2
+ROW_SLACK = 4.0  # the same for the worst row, which varies more
+MEANINGLESS = 0.1  # a baseline with a larger relative L2 error proves nothing
+MAX_ROWS = 24  # query rows that are compared in each head
 
 
 @dataclass(frozen=True, kw_only=True)
 class Errors:
-    """How far an answer is from the truth; nan and inf stay what they are."""
+    """The errors of an output; nan and inf stay nan and inf."""
 
     largest: float  # element, absolute
-    rel_l2: float  # |answer - truth| / |truth| over everything
-    row: float  # |answer - truth| / |size| of the worst row; sizes below a tenth of the typical one count as a tenth
+    rel_l2: float  # |output - truth| / |truth| over all elements
+    row: float  # |output - truth| / |size| of the worst row; |size| is at least a tenth of the typical one
 
     @staticmethod
     def of(answer: Tensor, truth: Tensor, size: Tensor | None = None) -> Errors:
-        """`size`: of what was added up, where the truth is what two large numbers leave of each other."""
+        """Return the errors of `answer`. `size`: of the terms, if the truth is a small difference of large numbers."""
         difference = answer.double() - truth
         size_rows = (truth if size is None else size).norm(dim=-1)
         typical = size_rows.square().mean().sqrt()
@@ -50,11 +51,11 @@ class Errors:
 
 
 def rounding(truth: Tensor, dtype: torch.dtype, terms: int, size: Tensor | None = None) -> Errors:
-    """The floor of every yardstick: what nobody is blamed for, even where eager happens to be exact.
+    """Return the minimum of every baseline: unavoidable rounding errors, also where eager happens to be exact.
 
-    One rounding to dtype, and the growth by sqrt(terms) of the rounding of a sum of so many terms in float32 (float64
-    for float64), in whatever order it is added up: of the truth, or of `size` (see Errors.of). The truth itself, which
-    has no more digits than an answer in float64, may be as far off; SLACK has room for both.
+    One rounding to dtype, plus the rounding of a sum of so many terms in float32 (float64 for float64), which grows
+    with sqrt(terms) in any order: of the truth, or of `size` (see Errors.of). In float64, the truth itself has the same
+    error; SLACK has room for both.
     """
     size = truth if size is None else size
     sums = torch.finfo(torch.promote_types(dtype, torch.float32)).eps * terms**0.5
@@ -69,14 +70,14 @@ def rounding(truth: Tensor, dtype: torch.dtype, terms: int, size: Tensor | None 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """An answer judged. It is right when `of_limit` is at most 1, which no nan is."""
+    """The judgement of an output. It is right if `of_limit` is at most 1; nan is not."""
 
     errors: Errors
     x_eager: float  # relative L2 as a multiple of eager's
     x_sdpa: float  # and of scaled_dot_product_attention's
-    of_limit: float  # the worst of the three errors, as a share of what is allowed
-    broken: str  # which of the three that is
-    meaningful: bool  # False where eager itself is wrong by more than MEANINGLESS
+    of_limit: float  # the worst of the three errors, relative to its limit
+    broken: str  # the name of that error
+    meaningful: bool  # False if the error of eager itself is above MEANINGLESS
 
     @property
     def right(self) -> bool:
@@ -92,37 +93,38 @@ def judge(
     terms: int,
     size: Tensor | None = None,
 ) -> Verdict:
-    """The rule. `eager` are equally honest ways of plain attention in the dtype of `answer`; the worst one counts.
+    """Return the verdict on an output.
 
-    `terms` is the length of the longest sum in it (see rounding), `size` what a row is measured by (see Errors.of).
+    `eager` are equally valid ways of plain attention in the dtype of `answer`; the worst one is the baseline. `terms`
+    is the length of the longest sum (see rounding), `size` the size of a row (see Errors.of).
     """
     floor = rounding(truth, answer.dtype, terms, size)
-    yardstick = Errors.largest_of([floor, *(Errors.of(one, truth, size) for one in eager)])
+    baseline = Errors.largest_of([floor, *(Errors.of(one, truth, size) for one in eager)])
     other = Errors.largest_of([floor, Errors.of(sdpa, truth, size)])
     errors = Errors.of(answer, truth, size)
-    shares = {
-        "largest error": errors.largest / (SLACK * yardstick.largest),
-        "relative L2": errors.rel_l2 / (SLACK * yardstick.rel_l2),
-        "worst row": errors.row / (ROW_SLACK * yardstick.row),
+    ratios = {
+        "largest error": errors.largest / (SLACK * baseline.largest),
+        "relative L2": errors.rel_l2 / (SLACK * baseline.rel_l2),
+        "worst row": errors.row / (ROW_SLACK * baseline.row),
     }
-    # max() would pass over a nan that does not come first.
-    broken = next((name for name, share in shares.items() if share != share), max(shares, key=lambda n: shares[n]))
+    # max() would ignore a nan that does not come first.
+    broken = next((name for name, ratio in ratios.items() if ratio != ratio), max(ratios, key=lambda n: ratios[n]))
     return Verdict(
         errors=errors,
-        x_eager=errors.rel_l2 / yardstick.rel_l2,
+        x_eager=errors.rel_l2 / baseline.rel_l2,
         x_sdpa=errors.rel_l2 / other.rel_l2,
-        of_limit=shares[broken],
+        of_limit=ratios[broken],
         broken=broken,
-        meaningful=yardstick.rel_l2 <= MEANINGLESS,
+        meaningful=baseline.rel_l2 <= MEANINGLESS,
     )
 
 
 def pick_rows(tokens: int, generator: Generator) -> Tensor:
-    """Query rows to look at: the first, the last, both sides of the last edges of blocks, the others at random."""
+    """Return query rows to compare: first, last, both sides of the last block edges, the others at random."""
     edges = [edge + side for block in (16, 64, 128) for edge in [tokens // block * block] for side in (-1, 0)]
     picked = {row for row in (0, tokens - 1, *edges) if 0 <= row < tokens}
     rest = [row for row in torch.randperm(tokens, generator=generator).tolist() if row not in picked]
-    return torch.tensor(sorted([*picked, *rest[: max(0, MOST_ROWS - len(picked))]]))
+    return torch.tensor(sorted([*picked, *rest[: max(0, MAX_ROWS - len(picked))]]))
 
 
 def _scaled_q(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
@@ -134,47 +136,47 @@ def _scaled_k(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 
 def _scaled_both(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """As PyTorch's own math backend does it, so that neither overflows."""
+    """The way of PyTorch's math backend, in which neither q nor k overflows."""
     return attend_reference(q * scale**0.5, k * scale**0.5, v, scale=1.0)
 
 
 def _base_two(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """As kernels do it where exp2 is the faster instruction: log2(e) goes into the scale."""
+    """The way of kernels on devices where exp2 is faster: log2(e) is part of the scale."""
     sums = torch.promote_types(q.dtype, torch.float32)
     logits_BANM = (q.to(sums) * (scale * math.log2(math.e))) @ k.to(sums).mT
     powers_BANM = (logits_BANM - logits_BANM.amax(dim=-1, keepdim=True)).exp2()
     return (powers_BANM / powers_BANM.sum(dim=-1, keepdim=True)).to(v.dtype) @ v
 
 
-# Plain attention in the dtype of its inputs, with the scale applied to the product, to q, to k, to both, and in base
-# two: one alone may be exact by luck, and large logits turn each rounding of them into a share of the answer.
+# Plain attention in the dtype of its inputs, with the scale applied to the logits, to q, to k, to both, and in base
+# two. A single way may be exact by chance, and large logits amplify the rounding of each way differently.
 EAGER = (attend_reference, _scaled_q, _scaled_k, _scaled_both, _base_two)
 
 
 def judge_rows(answer: Tensor, q: Tensor, k: Tensor, v: Tensor, *, rows: Tensor, scale: float) -> Verdict:
-    """The rule for the given query rows of all heads and batches, every key counted: B A rows M K, not B A N M K."""
+    """Return the verdict on some query rows of all heads and batches, with all keys: B A rows M K, not B A N M K."""
     q, answer = q[:, :, rows], answer[:, :, rows]
     truth = attend_reference(q.double(), k.double(), v.double(), scale=scale)
     sdpa = attend_sdpa(q, k, v, scale=scale)
     eager = [attend(q, k, v, scale=scale) for attend in EAGER]
-    terms = max(k.shape[2:])  # a sum over the keys of what is a sum over the head
+    terms = max(k.shape[2:])  # a sum over the keys of sums over the head
     return judge(answer, truth, eager=eager, sdpa=sdpa, terms=terms)
 
 
 def gradients(
     attend: Callable[..., Tensor], qkv: tuple[Tensor, ...], cotangent: Tensor, *, scale: float
 ) -> list[Tensor]:
-    """The output of attend(q, k, v) and the gradients of q, k and v for a gradient of the output."""
+    """Return the output of attend(q, k, v) and the gradients of q, k and v for a gradient of the output."""
     leaves = [x.detach().requires_grad_() for x in qkv]
     out = attend(*leaves, scale=scale)
     return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
 
 
 def gradients_from_output(qkv: tuple[Tensor, ...], cotangent: Tensor, *, scale: float) -> list[Tensor]:
-    """The same by hand, in the dtype of q, as FlashAttention does it (Dao 2023, arXiv:2307.08691, algorithm 2).
+    """Return the same by hand, in the dtype of q, as FlashAttention does (Dao 2023, arXiv:2307.08691, algorithm 2).
 
-    The mean of the gradients of the probabilities is taken from the rounded output, not from the probabilities: as
-    honest as autograd's way, with other roundings.
+    The mean of the gradients of the probabilities is computed from the rounded output, not from the probabilities. It
+    is as valid as autograd, with other rounding errors.
     """
     q, k, v = qkv
     probs_BANM = attention_probs(q, k, scale=scale)
@@ -187,12 +189,11 @@ def gradients_from_output(qkv: tuple[Tensor, ...], cotangent: Tensor, *, scale: 
 def judge_gradients(
     answers: Mapping[str, Tensor], qkv: tuple[Tensor, ...], cotangent: Tensor, *, scale: float
 ) -> dict[str, Verdict]:
-    """The rule, over all rows, for what there is of "out", "dq", "dk" and "dv".
+    """Return the verdicts, over all rows, on those of "out", "dq", "dk" and "dv" that are given.
 
-    In plain attention and in a kernel dq and dk are sums of P * (dP - mean) * scale. Where dP is close to its mean, as
-    it is for one query in a hundred when there are but two keys, what is left is small, but not its rounding, which
-    is that of dP and of the mean: it differs by multiples between equally honest ways. Such a row is measured by what
-    it would be without the subtraction.
+    dq and dk are sums of P * (dP - mean) * scale. Where dP is close to its mean (with two keys, for one query in a
+    hundred), the difference is small, but its rounding error is that of dP and of the mean: equally valid ways differ
+    by large factors. The error of such a row is measured relative to its size without the subtraction.
     """
     q, k, v = exact = tuple(x.double() for x in qkv)
     g = cotangent.double()

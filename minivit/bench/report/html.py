@@ -1,4 +1,4 @@
-"""A run as one HTML page: drawings in SVG, no script, nothing fetched, light or dark as the reader's system is."""
+"""A run as one HTML page with SVG charts: no script, no request, light or dark like the reader's system."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from minivit.bench.report.tables import (
     note,
     remarks,
     texts,
+    threads_text,
     title,
 )
 from minivit.bench.timing.roofline import work
 from minivit.bench.timing.summary import TRUST, spec_of
 
-# Okabe and Ito 2008: told apart by all eyes. The first is the kernel's.
+# Okabe and Ito 2008: distinguishable for colour-blind readers. The first is the kernel's.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --text: #1c2128; --faint: #656d76; --line: #d5dae0; --panel: #f5f7f9;
@@ -63,7 +64,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 20, 14, 42
 
 
 def page(records: Sequence[Record]) -> str:
-    """The report of a run of `bench run`, its rows among the records."""
+    """Return the report of a run of `bench run`; its rows are among the records."""
     (head,) = of_kind(records, "bench")
     rows = of_kind(records, "row")
     arms = list(dict.fromkeys(row["arm"] for row in rows if row["role"] != "again"))
@@ -74,16 +75,15 @@ def page(records: Sequence[Record]) -> str:
     body = [
         f"<h1>{escape(heading)}</h1><ul>{_facts(about(head))}</ul>",
         f'<ul class="legend">{legend}</ul>',
-        _section("Time over tokens", "Of one picture; both axes logarithmic.", _times(rows, colours)),
+        _section("Time over tokens", "Of one image; both axes logarithmic.", _times(rows, colours)),
         _section(
             "Speed-up",
-            "Over the baseline, paired round by round, with 95% intervals. The grey band holds what this run could not "
-            "tell from nothing.",
+            "Over the baseline, paired round by round, with 95% intervals. Differences inside the grey band are noise.",
             _speedups(rows, colours),
         ),
         _section(
             "Roofline",
-            "What each row reached, under what this machine was measured to do. Every byte is counted once.",
+            "The speed of each row, under the measured limits of this machine. Every byte is counted once.",
             _rooflines(rows, of_kind(records, "roof"), colours),
         ),
         _heat(of_kind(records, "case")),
@@ -95,7 +95,7 @@ def page(records: Sequence[Record]) -> str:
 
 
 def model_page(records: Sequence[Record]) -> str:
-    """The report of a run of `bench model`."""
+    """Return the report of a run of `bench model`."""
     (head,), (row,) = of_kind(records, "model-bench"), of_kind(records, "model")
     heading = f"{row['kernel']} in {row['model']}"
     errors = Axes(range(1, len(row["blocks"]["kernel"]) + 1), [e for way in row["blocks"].values() for e in way if e])
@@ -103,10 +103,7 @@ def model_page(records: Sequence[Record]) -> str:
     legend = []
     for (way, line), colour in zip(row["blocks"].items(), COLOURS, strict=False):
         legend.append(f'<li><i style="background:{colour}"></i>{escape(way)}</li>')
-        places = [errors.place(i, error) for i, error in enumerate(line, start=1) if error]
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        errors.body.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        errors.body += [_dot(x, y, colour, way) for x, y in places]
+        errors.line([(i, error, way) for i, error in enumerate(line, start=1) if error], colour)
     numbers = [
         ("gain", row["gain"], row["gain_low"], row["gain_high"], COLOURS[2]),
         ("predicted", *[row["predicted_gain"]] * 3, COLOURS[5]),
@@ -117,25 +114,24 @@ def model_page(records: Sequence[Record]) -> str:
         f"<pre>{escape(chr(10).join(model_lines(row)))}</pre>",
         _section(
             "Gain over the default attention",
-            "Images per second, paired round by round, with the 95% interval. The grey band holds what this run could "
-            "not tell from nothing.",
+            "Images per second, paired round by round, with the 95% interval. Differences in the grey band are noise.",
             [_gains(numbers, row["resolution"])],
         ),
-        f'<h2>Error after each block</h2><p>Against the model in float64.</p><ul class="legend">{"".join(legend)}</ul>'
-        f'<div class="charts">{_figure("all pictures, all tokens", errors.body)}</div>',
+        f'<h2>Error after each block</h2><p>Compared with float64.</p><ul class="legend">{"".join(legend)}</ul>'
+        f'<div class="charts">{_figure("all images, all tokens", errors.body)}</div>',
         _heat(of_kind(records, "case")),
     ]
     return _document(heading, body)
 
 
 def _gains(numbers: Sequence[tuple[str, float, float, float, str]], resolution: float) -> str:
-    """Dots with whiskers around 1, the gains of a whole model."""
+    """Return a chart of gains: dots with whiskers around 1."""
     left, step = 130, 26
-    most = 1.05 * max(high for *_, high, _ in numbers)
-    least = 0.95 * min(1 - resolution, *(low for _, _, low, _, _ in numbers))
+    highest = 1.05 * max(high for *_, high, _ in numbers)
+    lowest = 0.95 * min(1 - resolution, *(low for _, _, low, _, _ in numbers))
 
     def place(gain: float) -> float:
-        return left + (gain - least) / (most - least) * (WIDTH - RIGHT - 40 - left)
+        return left + (gain - lowest) / (highest - lowest) * (WIDTH - RIGHT - 40 - left)
 
     bottom = 10 + step * len(numbers)
     x0, x1 = place(1 - resolution), place(1 + resolution)
@@ -198,7 +194,7 @@ def _table(rows: Sequence[Record]) -> str:
 
 
 class Axes:
-    """A frame with logarithmic axes, or a linear one across."""
+    """A frame with logarithmic axes."""
 
     def __init__(self, xs: Sequence[float], ys: Sequence[float], *, x_ticks: Sequence[float] | None = None):
         self.x = _span(xs)
@@ -207,13 +203,13 @@ class Axes:
         self.body: list[str] = []
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point lies in the drawing."""
+        """Return the position of a point in the drawing."""
         across = math.log(x / self.x[0]) / math.log(self.x[1] / self.x[0])
         up = math.log(y / self.y[0]) / math.log(self.y[1] / self.y[0])
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
     def frame(self, x_label: str, y_label: str, y_form: Callable[[float], str]) -> None:
-        """Lines and numbers."""
+        """Draw grid lines, ticks and labels."""
         bottom = HEIGHT - BOTTOM
         for y in _ticks(*self.y):
             height = self.place(self.x[0], y)[1]
@@ -230,14 +226,21 @@ class Axes:
             f"{escape(y_label)}</text>"
         )
 
+    def line(self, points: Sequence[tuple[float, float, str]], colour: str) -> None:
+        """Draw a line through points (x, y, text that the pointer shows)."""
+        places = [(*self.place(x, y), text) for x, y, text in points]
+        corners = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)
+        self.body.append(f'<polyline points="{corners}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        self.body += [_dot(x, y, colour, text) for x, y, text in places]
+
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    """A range that leaves some room on both sides."""
+    """Return a range with a margin on both sides."""
     return min(values) / 1.25, max(values) * 1.25
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers between; fewer of them over many powers of ten."""
+    """Return round numbers between; only powers of ten over a long range."""
     steps = (1, 2, 5) if high / low < 300 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
@@ -268,12 +271,12 @@ def _group(row: Record) -> tuple:
 
 
 def _caption(row: Record) -> str:
-    threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
-    return f"{row['dtype']} {row['direction']}, {row['mode']}, {row['heads']} heads of {row['head_dim']}, {threads}"
+    heads = f"{row['heads']} heads of {row['head_dim']}"
+    return f"{row['dtype']} {row['direction']}, {row['mode']}, {heads}, {threads_text(row)}"
 
 
 def _shown(rows: Sequence[Record]) -> list[Record]:
-    """What is drawn: what was timed, once; what is invalid stands in the table alone."""
+    """Return the rows of the charts: timed, without the second baseline. Invalid rows are only in the table."""
     return [r for r in rows if r["median_us"] and r["role"] != "again" and r["status"] not in ("invalid", "failed")]
 
 
@@ -287,15 +290,11 @@ def _times(rows: Sequence[Record], colours: dict[str, str]) -> list[str]:
         axes = Axes(
             tokens, [row[name] / row["batch"] for row in mine for name in ("low_us", "high_us")], x_ticks=tokens
         )
-        axes.frame("tokens", "time of a picture", duration)
+        axes.frame("tokens", "time of an image", duration)
         for arm in dict.fromkeys(row["arm"] for row in mine):
             line = sorted((row for row in mine if row["arm"] == arm), key=lambda row: row["tokens"])
-            places = [axes.place(row["tokens"], row["median_us"] / row["batch"]) for row in line]
-            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-            axes.body.append(f'<polyline points="{points}" fill="none" stroke="{colours[arm]}" stroke-width="2"/>')
-            for row, (x, y) in zip(line, places, strict=True):
-                each = duration(row["median_us"] / row["batch"])
-                axes.body.append(_dot(x, y, colours[arm], f"{arm}, {row['tokens']} tokens: {each} a picture"))
+            times = [(row["tokens"], row["median_us"] / row["batch"]) for row in line]
+            axes.line([(n, us, f"{arm}, {n} tokens: {duration(us)} an image") for n, us in times], colours[arm])
         charts.append(_figure(_caption(mine[0]), axes.body))
     return charts
 
@@ -358,7 +357,7 @@ def _rooflines(rows: Sequence[Record], roofs: Sequence[Record], colours: dict[st
         xs = [*(x for x, _ in places), ridge, min(peaks.values()) / max(slopes.values()) / 2]
         ys = [*(y for _, y in places), *peaks.values(), min(xs) * min(slopes.values())]
         axes = Axes(xs, ys)
-        axes.frame("FLOP for every byte that has to move", "GFLOP/s", "{:g}".format)
+        axes.frame("FLOP per byte that has to move", "GFLOP/s", "{:g}".format)
         top = max(peaks.values())
         for name, slope in slopes.items():
             start, end = max(axes.x[0], axes.y[0] / slope), top / slope
@@ -372,17 +371,16 @@ def _rooflines(rows: Sequence[Record], roofs: Sequence[Record], colours: dict[st
         for row, (x, y) in zip(mine, places, strict=True):
             says = f"{row['arm']}, {title(row)}: {y:.1f} GFLOP/s, {row['of_roof']:.0%} of the {row['binds']} roof"
             axes.body.append(_dot(*axes.place(x, y), colours[row["arm"]], says))
-        threads = f"{roof['threads']} thread{'s' * (roof['threads'] > 1)}"
-        charts.append(_figure(f"{roof['device']}, {threads}", axes.body))
+        charts.append(_figure(f"{roof['device']}, {threads_text(roof)}", axes.body))
     return charts
 
 
 def _heat(cases: Sequence[Record]) -> str:
-    """The check: kernels one below the other, checks down, dtypes across, the worst case of each."""
+    """Return a table for each kernel: checks down, dtypes across, the worst case in each cell."""
     asked = [case for case in cases if case["case"]]
     if not asked:
         return ""
-    parts = ["<h2>Check</h2><p>The error of the worst case as a share of what is allowed.</p>"]
+    parts = ["<h2>Check</h2><p>The error of the worst case, relative to the limit.</p>"]
     for kernel in dict.fromkeys(case["kernel"] for case in asked):
         mine = [case for case in asked if case["kernel"] == kernel]
         dtypes = list(dict.fromkeys(case["dtype"] for case in mine))
@@ -399,9 +397,9 @@ def _heat(cases: Sequence[Record]) -> str:
 def _heat_cell(cases: Sequence[Record]) -> str:
     if not cases:
         return "<td></td>"
-    share = [case["numbers"].get("of_limit") for case in cases]
+    errors = [case["numbers"].get("of_limit") for case in cases]
     worst = max(cases, key=lambda case: STATUSES.index(case["status"]))
-    known = max((one for one in share if one is not None), default=None)
+    known = max((one for one in errors if one is not None), default=None)
     hue = {"fail": "213 94 0", "unsupported": "128 128 128", "inconclusive": "230 159 0"}.get(worst["status"])
     strength = 0.75 if worst["status"] == "fail" else 0.15 if hue else 0.12 + 0.5 * min(1.0, known or 0)
     text = "n/a" if worst["status"] == "unsupported" else worst["status"] if known is None else f"{known:.2f}"

@@ -1,4 +1,4 @@
-"""Rows as text: a table for the terminal, the same in Markdown."""
+"""Rows as text: tables for the terminal, reports in Markdown."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ from itertools import groupby
 from minivit.bench.report.results import Record, of_kind
 from minivit.bench.timing.summary import key_of
 
-MANY_FAULTS = 100  # of 4 KiB: about 10 to 50 us
+MANY_FAULTS = 100  # page faults of 4 KiB a call: about 10 to 50 us
 HEAD = ("kernel", "time", "95%", "speed-up", "95%", "GFLOP/s", "of roof", "peak MiB", "load", "first call", "status")
 
 
 def cells(rows: Iterable[Record]) -> list[list[Record]]:
-    """Rows by the cell they are of."""
+    """Return the rows of each cell."""
     return [list(group) for _, group in groupby(rows, key_of)]
 
 
 def title(row: Record) -> str:
-    """What a cell is, in words."""
+    """Return the name of a cell: shape, dtype, direction, mode, layout, threads."""
     shape = "{batch}x{heads}x{tokens}x{head_dim}".format(**row)
-    threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
-    return f"{shape} {row['dtype']} {row['direction']}, {row['mode']}, {row['layout']}, {threads}"
+    return f"{shape} {row['dtype']} {row['direction']}, {row['mode']}, {row['layout']}, {threads_text(row)}"
+
+
+def threads_text(row: Record) -> str:
+    """Return "1 thread" or "2 threads"."""
+    return f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
 
 
 def note(rows: Sequence[Record]) -> str:
-    """Under the title: the roof, and what the run could tell apart."""
+    """Return the line under the title: the roof, and the smallest difference that is not noise."""
     row = next((row for row in rows if row["bound_us"]), None)
     roof = f"the {row['binds']} roof allows {duration(row['bound_us'])}; " if row else ""
     resolution = rows[0]["resolution"]
@@ -34,13 +38,13 @@ def note(rows: Sequence[Record]) -> str:
 
 
 def cell_lines(rows: Sequence[Record]) -> list[str]:
-    """The table of one cell for a terminal."""
+    """Return the table of one cell for a terminal."""
     lines = columns([HEAD, *(texts(row) for row in rows)])
     return [title(rows[0]), f"  {note(rows)}", *(f"  {line}" for line in lines), *(f"  {one}" for one in remarks(rows))]
 
 
 def remarks(rows: Sequence[Record]) -> list[str]:
-    """Why a row is not simply verified, and what explains a time that surprises."""
+    """Return why a row is not verified, and what explains a surprising time."""
     said = [f"{row['arm']}: {row['status'].upper()}: {row['detail']}" for row in rows if row["detail"]]
     for row in rows:
         faults = row["minor_faults"] / max(1, row["calls"])
@@ -50,7 +54,7 @@ def remarks(rows: Sequence[Record]) -> list[str]:
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The whole report in Markdown."""
+    """Return the report of `bench run` in Markdown."""
     (head,) = of_kind(records, "bench")
     rows = of_kind(records, "row")
     baseline = head["against"][0]["kernel"]
@@ -63,19 +67,19 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def about(head: Record) -> list[str]:
-    """What was run on what, a fact a line."""
+    """Return what was run and where, one fact a line."""
     facts = [
         *_where(head),
         "- time: median of the medians of blocks; intervals: 95%, resampled by process and block; speed-up: paired, "
         "round by round",
     ]
     if head["unverified"]:
-        facts.append("- UNVERIFIED: the check was not asked")
+        facts.append("- UNVERIFIED: the check was skipped")
     return facts
 
 
 def model_about(head: Record) -> list[str]:
-    """The same of a run of `bench model`."""
+    """Return the same for a run of `bench model`."""
     what = f"- {head['dtype']}, batches of {head['batch']}, {head['tokens']} tokens, {head['threads']} threads"
     return [*_where(head), what]
 
@@ -91,7 +95,7 @@ def _where(head: Record) -> list[str]:
 
 
 def texts(row: Record) -> list[str]:
-    """A row as it stands under HEAD."""
+    """Return the cells of a row, under HEAD."""
 
     def when(name: str, form: Callable[[float], str]) -> str:
         return "-" if row[name] is None else form(row[name])
@@ -115,7 +119,7 @@ def texts(row: Record) -> list[str]:
 
 
 def columns(table: Sequence[Sequence[str]], *, words: Collection[int] = (0, -1)) -> list[str]:
-    """Rows of texts in columns; those that hold words (by default the first and the last) to the left."""
+    """Return aligned lines; the columns of `words` (by default the first and the last) are flush left."""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     left = {i % len(widths) for i in words}
     return [
@@ -132,7 +136,7 @@ def _row(texts: Iterable[str]) -> str:
 
 
 def duration(microseconds: float) -> str:
-    """With its unit, to three digits."""
+    """Return a time with its unit, to three digits."""
     for unit, size in (("us", 1.0), ("ms", 1e3), ("s", 1e6)):
         if microseconds < 1000 * size or unit == "s":
             value = microseconds / size
@@ -141,14 +145,14 @@ def duration(microseconds: float) -> str:
 
 
 def model_markdown(records: Sequence[Record]) -> str:
-    """The report of `bench model` in Markdown."""
+    """Return the report of `bench model` in Markdown."""
     (head,), (row,) = of_kind(records, "model-bench"), of_kind(records, "model")
     lines = [f"# {row['kernel']} in {row['model']}", "", *model_about(head), "", "```", *model_lines(row), "```"]
     return "\n".join(lines) + "\n"
 
 
 def model_lines(row: Record) -> list[str]:
-    """What `bench model` tells."""
+    """Return the text of a row of `bench model`."""
     rate, default = row["images_per_second"], row["default_images_per_second"]
     logits = row["logits"]["numbers"]
     lines = [

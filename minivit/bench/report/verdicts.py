@@ -1,4 +1,4 @@
-"""What is told: rows as a table for people and as JSON records for programs."""
+"""The result of a check: as records for programs, as a table for people."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 import torch
 
 from minivit import __version__
-from minivit.bench import device as cuda
+from minivit.bench import device as devices
 from minivit.bench.checks.findings import STATUSES
 from minivit.bench.checks.numerics import CHECKS
+from minivit.bench.checks.server import Row
 from minivit.bench.kernels import sha256
-from minivit.bench.sandbox import Limits, Row
+from minivit.bench.report.results import Record, record
+from minivit.bench.sandbox import Limits
 from minivit.bench.timing import machine
-
-SCHEMA = 1  # of the JSON records; a field is only ever added under the same number
 
 
 def fingerprint(device: str) -> dict[str, Any]:
-    """The environment, as far as it can change a result."""
+    """Return the environment, as far as it can change a result."""
     where = {
         "minivit": __version__,
         "torch": torch.__version__,
@@ -34,49 +34,51 @@ def fingerprint(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": device,
     }
-    return where | cuda.describe(device)
+    return where | devices.describe(device)
 
 
-def run_record(kernels: Sequence[str], *, seed: int, effort: str, device: str, limits: Limits) -> dict[str, Any]:
-    """The first record: what was run, on what, on which bytes."""
-    return {
-        "schema": SCHEMA,
-        "kind": "run",
-        "kernels": [{"kernel": name, "sha256": sha256(name)} for name in kernels],
-        "seed": seed,
-        "effort": effort,
-        "limits": {"seconds": limits.seconds, "memory_bytes": limits.memory},
-        "environment": fingerprint(device),
-    }
+def run_record(kernels: Sequence[str], *, seed: int, effort: str, device: str, limits: Limits) -> Record:
+    """Return the first record of `bench check`: kernels with their sha256, seed, limits, environment."""
+    return record(
+        "run",
+        kernels=[{"kernel": name, "sha256": sha256(name)} for name in kernels],
+        seed=seed,
+        effort=effort,
+        limits={"seconds": limits.seconds, "memory_bytes": limits.memory},
+        environment=fingerprint(device),
+    )
 
 
-def case_record(row: Row, *, seed: int, command: str | None) -> dict[str, Any]:
-    """One row. A number that is not finite becomes null: the detail says what it was."""
-    record: dict[str, Any] = {"schema": SCHEMA, "kind": "case", "kernel": row.kernel, "case": None}
-    if row.case:
-        record |= {"case": str(row.case), "check": row.case.check, **row.case.spec.key()}
+def case_record(row: Row, *, seed: int, command: str | None) -> Record:
+    """Return the record of one row. A number that is not finite becomes null; the detail says what it was."""
+    where = {"case": str(row.case), "check": row.case.check, **row.case.spec.key()} if row.case else {"case": None}
     numbers = {name: value if math.isfinite(value) else None for name, value in row.finding.numbers.items()}
     outcome = {"status": row.finding.status, "detail": row.finding.detail, "numbers": numbers}
-    return record | outcome | {"seed": seed, "command": command}
+    return record("case", kernel=row.kernel, **where, **outcome, seed=seed, command=command)
 
 
-def verdict_record(kernel: str, rows: Iterable[Row]) -> dict[str, Any]:
-    """The last record of a kernel. Right: nothing failed, and something was answered."""
+def verdict_record(kernel: str, rows: Iterable[Row]) -> Record:
+    """Return the last record of a kernel. It is right if nothing failed and something passed."""
     counts = dict.fromkeys(STATUSES, 0)
     for row in rows:
         counts[row.finding.status] += 1
     right = not counts["fail"] and counts["pass"] > 0
-    return {"schema": SCHEMA, "kind": "verdict", "kernel": kernel, "right": right, "counts": counts}
+    return record("verdict", kernel=kernel, right=right, counts=counts)
+
+
+def counts_text(counts: dict[str, int]) -> str:
+    """Return how many cases ended how, such as "296 pass, 1 fail"."""
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
 
 
 def worst_first(row: Row) -> tuple[int, float]:
-    """Sorts the worst row last: by status, then by how close it came to the limit, nan beyond everything."""
-    share = row.finding.numbers.get("of_limit", 0.0)
-    return STATUSES.index(row.finding.status), math.inf if math.isnan(share) else share
+    """Sort key that puts the worst row last: by status, then by error relative to the limit; nan is the largest."""
+    error = row.finding.numbers.get("of_limit", 0.0)
+    return STATUSES.index(row.finding.status), math.inf if math.isnan(error) else error
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """A line for each check: how many cases, and the worst of them."""
+    """Return one line for each check: the number of cases, and the worst of them."""
     groups: dict[str, list[Row]] = {check: [] for check in (*CHECKS, "kernel")}
     for row in rows:
         groups[row.case.check if row.case else "kernel"].append(row)

@@ -1,7 +1,7 @@
-"""Inside the process that times: one block of calls of one kernel, every call on inputs it has not seen.
+"""Timing on the CPU: one block of calls of one kernel; and the server that runs blocks in a child process.
 
-Before every call the values of q, k and v change, so that an answer kept from an earlier call is a wrong one, and of
-every block one call, drawn in secret, is held against float64 by the same rule as the check.
+The values of q, k and v change before every call, so a cached output is a wrong output. One call of every block, drawn
+in secret, is compared with float64 under the same tolerance as in the check.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from time import perf_counter_ns  # bound before any kernel is loaded, which might put another in its place
+from time import perf_counter_ns  # imported before any kernel, which might replace it
 from typing import Any
 
 import torch
 
 from minivit.bench import device as devices
-from minivit.bench import sandbox as isolate
-from minivit.bench.checks.cases import Cell
 from minivit.bench.checks.findings import Finding, raised
 from minivit.bench.checks.inputs import Triple
+from minivit.bench.checks.server import KernelServer
 from minivit.bench.kernels import Kernel
-from minivit.bench.timing import cuda, machine, roofline
+from minivit.bench.sandbox import Child, Limits, answer_requests, enter_sandbox, patience
+from minivit.bench.timing import cuda, machine, peaks
+from minivit.bench.timing.cells import Cell
 from minivit.bench.timing.machine import Counters
 from minivit.bench.timing.problem import Block, Problem, Start
+from minivit.bench.timing.roofline import Roof
 from minivit.errors import UsageError
 
 SAMPLE_NS = 2_000_000  # a sample lasts at least this long: thousands of times the resolution of the clock
@@ -31,15 +33,15 @@ SAMPLE_NS = 2_000_000  # a sample lasts at least this long: thousands of times t
 def measure(
     kernel: Kernel, problem: Problem, *, samples: int, calls: int, clock: Callable[[], int] = perf_counter_ns
 ) -> Block:
-    """A block on the CPU: `samples` samples of `calls` calls each, and the verdict on one of them.
+    """Return a block on the CPU: `samples` samples of `calls` calls each, and the verdict on one call.
 
-    Only the calls are inside the clock: changing the inputs, which would make cold ones hot if it came before, comes
-    after the call that read them.
+    Only the calls are timed. Inputs are changed after the call that read them: a change before a call would make cold
+    inputs hot.
     """
     drawn = problem.random.randrange(samples * calls)
     kept: tuple[Any, Triple] | None = None
     times: list[float] = []
-    for _ in range(problem.random.randint(1, 3)):  # how many calls came before tells nothing
+    for _ in range(problem.random.randint(1, 3)):  # a kernel cannot count calls to find the start of the block
         call, laid = problem.next(kernel)
         call()
         problem.change(laid)
@@ -71,7 +73,7 @@ def measure(
 
 
 def start(kernel: Kernel, problem: Problem, *, clock: Callable[[], int] = perf_counter_ns) -> Start:
-    """The first call, apart from all others: it may compile. Then its answer, its memory, and how long a call takes."""
+    """Return the first call (timed alone: it may compile), its verdict, its memory, and the time of later calls."""
     cell = problem.cell
     try:
         there = kernel.supports(cell.spec)
@@ -101,43 +103,62 @@ def start(kernel: Kernel, problem: Problem, *, clock: Callable[[], int] = perf_c
     return Start(finding=finding, first_call_seconds=first / 1e9, call_ns=sorted(spent)[2], peak_bytes=peak)
 
 
-def serve(connection: Connection, threads: int, seconds: float, memory: int, device: str) -> None:
-    """The process that times: answers requests until nobody asks any more."""
-    isolate.enclose(memory, device)
-    caches = (machine.cache_sizes()[0], devices.cache_bytes(device) or machine.cache_sizes()[1])
-    kernels: dict[str, Kernel] = {}
-    problem: Problem | None = None
-
-    def load(name: str) -> tuple[Finding | str | None, float]:
-        begun = perf_counter_ns()
-        return isolate.load(name, kernels), (perf_counter_ns() - begun) / 1e9
-
-    def roof(dtypes: list[torch.dtype]) -> roofline.Roof:
-        return roofline.measure(dtypes, threads=threads, device=device, caches=caches)
-
-    def open_cell(cell: Cell, seed: int) -> None:
-        nonlocal problem
-        problem = None  # the memory of the last one first
-        problem = Problem(cell, seed, cache_bytes=caches[1])
-
-    def block(name: str, samples: int, calls: int, graph: bool) -> Block:
-        assert problem
-        if device != "cpu":
-            return cuda.measure(kernels[name], problem, samples=samples, calls=calls, graph=graph)
-        return measure(kernels[name], problem, samples=samples, calls=calls)
-
-    requests: dict[str, Callable[..., Any]] = {
-        "load": load,
-        "roof": roof,
-        "open": open_cell,
-        "start": lambda name: start(kernels[name], problem),  # type: ignore[arg-type]
-        "block": block,
-        "settled": lambda: (torch.get_num_threads(), machine.allowed_cores()),
-    }
-    isolate.reply(connection, requests, 20 * seconds)
-
-
 def affordable(call_ns: int, block_seconds: float) -> tuple[int, int]:
-    """Samples and calls of a block of about so many seconds: 3 to 20 samples of at least SAMPLE_NS each."""
+    """Return samples and calls of a block of about so many seconds: 3 to 20 samples of at least SAMPLE_NS each."""
     calls = max(1, -(-SAMPLE_NS // max(call_ns, 1)))
     return min(20, max(3, int(block_seconds * 1e9 / (calls * max(call_ns, 1))))), calls
+
+
+class TimingServer(KernelServer):
+    """Times kernels inside the child process, one cell at a time."""
+
+    def __init__(self, threads: int, device: str):
+        super().__init__()
+        self.threads, self.device = threads, device
+        self.caches = (machine.cache_sizes()[0], devices.cache_bytes(device) or machine.cache_sizes()[1])
+        self.problem: Problem | None = None
+
+    @patience(10)
+    def load_timed(self, kernel: str) -> tuple[Finding | str | None, float]:
+        """Load a kernel (see KernelServer.load); also return the seconds that it took."""
+        begun = perf_counter_ns()
+        return self.load(kernel), (perf_counter_ns() - begun) / 1e9
+
+    @patience(10)
+    def roof(self, dtypes: list[torch.dtype]) -> Roof:
+        """Return the measured limits of the device."""
+        return peaks.measure(dtypes, threads=self.threads, device=self.device, caches=self.caches)
+
+    def settled(self) -> tuple[int, list[int]]:
+        """Return torch's number of threads, and the cores of this process."""
+        return torch.get_num_threads(), machine.allowed_cores()
+
+    def open_cell(self, cell: Cell, seed: int) -> None:
+        """Make the inputs of a cell."""
+        self.problem = None  # frees the memory of the last cell first
+        self.problem = Problem(cell, seed, cache_bytes=self.caches[1])
+
+    @patience(10)
+    def start(self, kernel: str) -> Start:
+        """Return the first calls of a kernel in this cell."""
+        assert self.problem
+        return start(self.kernels[kernel], self.problem)
+
+    @patience(5)
+    def block(self, kernel: str, samples: int, calls: int, graph: bool) -> Block:
+        """Return one block of a kernel in this cell."""
+        assert self.problem
+        if self.device != "cpu":
+            return cuda.measure(self.kernels[kernel], self.problem, samples=samples, calls=calls, graph=graph)
+        return measure(self.kernels[kernel], self.problem, samples=samples, calls=calls)
+
+
+def serve(connection: Connection, threads: int, memory: int, device: str) -> None:
+    """Run a TimingServer; machine.serve calls it in the child process."""
+    enter_sandbox(memory, device)
+    answer_requests(connection, TimingServer(threads, device))
+
+
+def timing_child(threads: int, limits: Limits, device: str) -> Child:
+    """Return a child process with a TimingServer and so many threads."""
+    return Child(machine.serve, __name__, threads, limits.memory, device, seconds=limits.seconds)

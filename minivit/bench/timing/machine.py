@@ -1,4 +1,7 @@
-"""What the system tells of itself and of this process. Without torch: threads and cores are set before it is there."""
+"""What the system reports about itself and this process, and the start of a timing process. Imports no torch.
+
+Threads and cores have to be set before torch is imported.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +21,17 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def allowed_cores() -> list[int]:
-    """The cores this process may run on, lowest first."""
+    """Return the cores that this process may run on, lowest first."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def settle(threads: int) -> None:
-    """Keep this process, and what it starts, to so many threads on the last of its cores. Before torch is imported.
+    """Restrict this process and its children to so many threads, on the last of its cores.
 
     Raises:
-        RuntimeError: torch is there already, and its threads with it.
+        RuntimeError: torch is imported already, so its threads are set.
     """
     if "torch" in sys.modules:
         raise RuntimeError("torch was imported before the threads were set; guard your script with __main__")
@@ -35,21 +40,30 @@ def settle(threads: int) -> None:
         os.sched_setaffinity(0, allowed_cores()[-threads:])  # the first core serves most interrupts
 
 
+def serve(connection: Connection, server: str, threads: int, memory: int, device: str) -> None:
+    """Set the threads, then run `serve` of the module `server`; the target of a timing process (see sandbox.Child).
+
+    The module is given by name because importing it imports torch.
+    """
+    settle(threads)
+    import_module(server).serve(connection, threads, memory, device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Counters:
-    """What happened to this process, all threads together, or between two moments of it."""
+    """What happened to this process so far, or between two moments; all threads together."""
 
     cpu_seconds: float
     minor_faults: int
     major_faults: int
     voluntary_switches: int
     involuntary_switches: int
-    waited_seconds: float  # for a core that another process had, all threads together
-    stolen_seconds: float  # that the host of a virtual machine took from all cores; both 0 where the system tells not
+    waited_seconds: float  # for a core that another process used
+    stolen_seconds: float  # taken by the host of a virtual machine from all cores; both 0 if unknown
 
     @staticmethod
     def now() -> Counters:
-        import resource  # not on Windows, where nothing of this is told
+        import resource  # not available on Windows
 
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return Counters(
@@ -63,11 +77,11 @@ class Counters:
         )
 
     def since(self, before: Counters) -> Counters:
-        """The difference."""
+        """Return the difference to an earlier moment."""
         return Counters(**{f.name: getattr(self, f.name) - getattr(before, f.name) for f in fields(self)})
 
     def record(self) -> dict[str, Any]:
-        """As it stands in JSON."""
+        """Return the fields of the JSON record."""
         return asdict(self)
 
 
@@ -87,7 +101,7 @@ def _stolen() -> float:
 
 
 def cache_sizes() -> tuple[int, int]:
-    """Bytes of the largest cache of one core, and of the last level; 1 and 32 MiB where the system does not tell."""
+    """Return the bytes of the largest cache of one core, and of the last level; 1 and 32 MiB if unknown."""
     near, last = 0, 0
     with suppress(OSError, ValueError):
         for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
@@ -101,7 +115,7 @@ def cache_sizes() -> tuple[int, int]:
 
 
 def cpu_name() -> str:
-    """The model of the processor, where the system tells."""
+    """Return the model name of the processor, or its architecture if unknown."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -109,10 +123,10 @@ def cpu_name() -> str:
 
 
 def peak_memory(call: Callable[[], Any]) -> int | None:
-    """Bytes by which a call raises the resident memory at its peak, output and all; None where it cannot be told.
+    """Return the bytes by which a call raises the resident memory at its peak, output included; None if unknown.
 
-    Memory that the process keeps from earlier calls is given back first, so that the call has to take it anew; what
-    a kernel itself holds on to is not seen.
+    Memory that the process keeps from earlier calls is returned to the system first, so that the call allocates it
+    again. Memory that a kernel itself keeps is not counted.
     """
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:

@@ -1,12 +1,12 @@
-"""What is timed when: kernels and baselines in blocks of random order, in several processes, each after its check.
+"""`bench.run`: kernels and baselines timed in blocks of random order, in several processes, after their check.
 
-    arms    the kernels, the baseline, the baseline again, and what else they are compared with
-    cell    a shape, dtype, direction and mode (specs.Cell), of so many threads
-    round   one block of every arm, in random order: what is compared was measured within seconds
-    process several, because memory lies otherwise in each; a cell is timed in all of them
+    arms    the kernels, the baseline, the baseline again, and the others they are compared with
+    cell    a shape, dtype, direction and mode (see cells.Cell), with a number of threads
+    round   one block of every arm, in random order, so that compared blocks lie seconds apart
+    process several, because memory placement differs between processes; every cell is timed in each of them
 
-The baseline stands twice. Between two arms that are the same there is no difference, so the one that is seen is the
-smallest that this run could have told from none.
+The baseline is timed twice. Two equal arms do not differ, so the difference that is measured between them is the
+smallest that this run can tell from noise.
 """
 
 from __future__ import annotations
@@ -16,33 +16,35 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from statistics import median
-from typing import Any, Protocol
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
-import torch
-
-from minivit.bench.checks.cases import Cell
-from minivit.bench.checks.findings import Finding, KernelError
-from minivit.bench.kernels import sha256
-from minivit.bench.report.verdicts import SCHEMA
+from minivit.bench.checks.check import CheckResult, check, quick_cases
+from minivit.bench.checks.findings import Finding
+from minivit.bench.kernels import kernel_file, sha256
+from minivit.bench.report.results import Record, Recorder, record
+from minivit.bench.report.runs import RunResult, write_reports
+from minivit.bench.report.verdicts import fingerprint
 from minivit.bench.sandbox import Child, ChildError, Limits
-from minivit.bench.timing import blocks, worker
-from minivit.bench.timing.blocks import affordable
+from minivit.bench.timing.blocks import TimingServer, affordable, timing_child
+from minivit.bench.timing.cells import Cell
 from minivit.bench.timing.problem import Block, Start
-from minivit.bench.timing.roofline import Roof
-from minivit.bench.timing.stats import quantile
-from minivit.errors import MinivitError, UsageError
+from minivit.bench.timing.roofs import roofline
+from minivit.bench.timing.rounds import Attempt, rounds
+from minivit.bench.timing.summary import doubtful, rows
+from minivit.errors import UsageError
 
-LEAST_ROUNDS, MOST_ROUNDS = 3, 12  # of a cell in one process
-MOST_ATTEMPTS = 3  # at a block that is noisy
-MOST_LOST = 0.05  # of the time of the threads of a block that is not noisy
-MOST_SPREAD, LEAST_SPREAD = 0.2, 5  # between the quartiles of its samples, if there are so many
+MAX_ROUNDS = 12  # of a cell in one process
 AGAIN = " (again)"
+ResultT = TypeVar("ResultT")
+OpenChild = Callable[[int], AbstractContextManager[Child]]  # a process with so many threads
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One of those that take turns."""
+    """One of the kernels that are timed in turn."""
 
     name: str  # in the records
     kernel: str  # what is loaded, see kernels.load_kernel
@@ -51,23 +53,23 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that is to be timed, and how long."""
+    """Everything that is timed, and for how long."""
 
     kernels: tuple[str, ...]
-    against: tuple[str, ...]  # the first is the baseline
-    cells: tuple[Cell, ...]
+    against: tuple[str, ...] = ("sdpa", "eager")  # the first is the baseline
+    cells: tuple[Cell, ...]  # see cells.cells_of
     threads: tuple[int, ...]
-    processes: int
-    budget: float  # seconds of the rounds of all cells; checks, first calls and processes that start come on top
+    processes: int = 3
+    budget: float = 120.0  # seconds of the rounds of all cells, without checks, first calls and starts of processes
     seed: int
     device: str = "cpu"
-    graph: bool = False
-    unverified: bool = False  # the check was not asked, and every row says so
+    graph: bool = False  # replay CUDA graphs
+    unverified: bool = False  # skip the check; every row says so
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if twice := [name for name in self.kernels if name in self.against]:
-            raise UsageError(f"{twice[0]} is to be timed against itself; the baseline stands twice anyway")
+            raise UsageError(f"{twice[0]} is to be timed against itself; the baseline is timed twice anyway")
         if not self.against:
             raise UsageError("nothing to compare with: --against needs a name")
         if self.graph and (self.device == "cpu" or any(cell.direction == "bwd" for cell in self.cells)):
@@ -84,57 +86,98 @@ class Plan:
         ]
 
 
-class Requests(Protocol):
-    """What is asked of the process that times: isolate.Child, or a test's own."""
+def run(
+    plan: Plan,
+    *,
+    out: str | Path | None = None,
+    roof_cache: str | Path | None = None,
+    on_record: Callable[[Record], object] | None = None,
+    on_message: Callable[[str], object] | None = None,
+) -> RunResult:
+    """Return the records and rows of a plan: kernel files are checked first, and nothing is timed if one is wrong.
 
-    def request(self, *message: Any, seconds: float) -> Any: ...
+    Args:
+        plan: what is timed.
+        out: a folder for run.jsonl, report.md and report.html.
+        roof_cache: a file that keeps the measured limits of the machine, see roofs.roofline.
+        on_record: called with every record (see report.results) as soon as it is known.
+        on_message: called with a line of text about the progress.
+
+    Raises:
+        UsageError: an unknown kernel, or a folder that holds a run already.
+        MinivitError: the timing process cannot be used at all.
+    """
+    files = [name for name in (*plan.kernels, *plan.against) if kernel_file(name) or name.startswith("mutant:")]
+    dtypes = list(dict.fromkeys(cell.spec.dtype for cell in plan.cells))
+    checks: list[CheckResult] = []
+    with Recorder(out, on_record) as to:
+        to.add(bench_record(plan, environment_of(plan.device), started=now()))
+        if not plan.unverified:
+            cases = quick_cases(dtypes, plan.device, any(cell.direction == "bwd" for cell in plan.cells))
+            checks = verify(files, cases, plan.seed, plan.device, plan.limits, to.add)
+        if all(result.right for result in checks):
+            measure = partial(roofline, device=plan.device, limits=plan.limits, cache=roof_cache, on_message=on_message)
+            for threads in plan.threads:
+                to.add(measure(threads, dtypes).record())
+            for one in time_cells(plan, open_child=lambda threads: timing_child(threads, plan.limits, plan.device)):
+                to.add(one)
+            found = rows(to.records)
+            for threads in sorted(doubtful(found)):  # the machine may have been busy when this roof was measured
+                to.add(measure(threads, dtypes, again=True).record())
+                found = rows(to.records)
+            for row in found:
+                to.add(row)
+    result = RunResult(records=tuple(to.records), checks=tuple(checks))
+    if to.folder and result.rows:
+        write_reports(to.folder, result.records)
+    return result
 
 
-OpenChild = Callable[[int], AbstractContextManager[Requests]]
-Record = dict[str, Any]
+def verify(
+    kernels: Sequence[str],
+    cases: Sequence[Any],
+    seed: int,
+    device: str,
+    limits: Limits,
+    on_record: Callable[[Record], object],
+) -> list[CheckResult]:
+    """Return the check of each kernel. Attentions of PyTorch are not checked; their timed outputs are judged alike."""
+    return [
+        check(kernel, cases=cases, seed=seed, device=device, limits=limits, on_record=on_record) for kernel in kernels
+    ]
 
 
-def open_child(plan: Plan) -> OpenChild:
-    """Opens a process that times, with so many threads."""
-    return lambda threads: Child(
-        worker.serve, blocks.__name__, threads, plan.limits.seconds, plan.limits.memory, plan.device
-    )
+def now() -> str:
+    """Return the time of day in UTC as a record has it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def measure_roof(threads: int, dtypes: Sequence[torch.dtype], *, device: str, limits: Limits) -> Roof:
-    """The roofs of so many threads, measured in a process of their own."""
-    with Child(worker.serve, blocks.__name__, threads, limits.seconds, limits.memory, device) as child:
-        return ask(child, "roof", list(dtypes), seconds=600)
+def environment_of(device: str) -> Record:
+    """Return the fingerprint of a run; its threads are part of the plan."""
+    return {name: value for name, value in fingerprint(device).items() if name != "threads"}
 
 
 def bench_record(plan: Plan, environment: Record, *, started: str) -> Record:
-    """The first record: what is timed, on what, on which bytes."""
-    return {
-        "schema": SCHEMA,
-        "kind": "bench",
-        "started": started,
-        "kernels": [{"kernel": name, "sha256": sha256(name)} for name in plan.kernels],
-        "against": [{"kernel": name, "sha256": sha256(name)} for name in plan.against],
-        "threads": list(plan.threads),
-        "processes": plan.processes,
-        "budget_seconds": plan.budget,
-        "graph": plan.graph,
-        "unverified": plan.unverified,
-        "seed": plan.seed,
-        "environment": environment,
-    }
-
-
-def roof_record(roof: Roof, threads: int, *, device: str, age_seconds: float) -> Record:
-    """The roofs that the rows are held against, and how long ago they were measured."""
-    where = {"threads": threads, "device": device, "age_seconds": age_seconds}
-    return {"schema": SCHEMA, "kind": "roof", **where, **vars(roof)}
+    """Return the first record: what is timed, on what, and the sha256 of every kernel."""
+    return record(
+        "bench",
+        started=started,
+        kernels=[{"kernel": name, "sha256": sha256(name)} for name in plan.kernels],
+        against=[{"kernel": name, "sha256": sha256(name)} for name in plan.against],
+        threads=list(plan.threads),
+        processes=plan.processes,
+        budget_seconds=plan.budget,
+        graph=plan.graph,
+        unverified=plan.unverified,
+        seed=plan.seed,
+        environment=environment,
+    )
 
 
 def time_cells(plan: Plan, *, open_child: OpenChild, clock: Callable[[], float] = time.monotonic) -> Iterator[Record]:
-    """The records of every first call and of every block, as they are made.
+    """Yield the records of every process, of every first call and of every block.
 
-    An arm that crashes or hangs in a cell is out of it, with a record that says so, and the others go on.
+    An arm that crashes or hangs in a cell is removed from that cell, with a record that says so; the others continue.
 
     Raises:
         MinivitError: the process cannot be used at all.
@@ -142,37 +185,37 @@ def time_cells(plan: Plan, *, open_child: OpenChild, clock: Callable[[], float] 
     slot = plan.budget / (len(plan.threads) * plan.processes * len(plan.cells))
     rng = random.Random(plan.seed)
     for threads in plan.threads:
-        out: set[tuple[Cell, str]] = set()  # (cell, kernel) that killed a process
-        unloadable: set[str] = set()  # that killed it while they were loaded, as they would again
+        out: set[tuple[Cell, str]] = set()  # (cell, kernel) that ended a process
+        unloadable: set[str] = set()  # kernels that ended it while they were loaded
         for process in range(plan.processes):
-            left = rng.sample(plan.cells, len(plan.cells))
-            while left:
+            remaining = rng.sample(plan.cells, len(plan.cells))
+            while remaining:
                 with open_child(threads) as child:
                     turn = _Turn(plan, child, threads, process, rng, clock)
                     try:
                         yield turn.load(unloadable)
-                        while left:
-                            turn.cell = left[0]
-                            yield from turn.run(slot, {kernel for cell, kernel in out if cell == left[0]})
-                            left.pop(0)
+                        while remaining:
+                            turn.cell = remaining[0]
+                            yield from turn.run(slot, {kernel for cell, kernel in out if cell == turn.cell})
+                            remaining.pop(0)
                     except ChildError as died:
-                        if turn.asking is None:
+                        if turn.running is None:
                             raise
                         if not turn.cell:
-                            unloadable.add(turn.asking)
+                            unloadable.add(turn.running)
                         for cell in [turn.cell] if turn.cell else list(plan.cells):
-                            out.add((cell, turn.asking))
+                            out.add((cell, turn.running))
                             start = Start(finding=Finding(status="fail", detail=str(died)))
-                            yield turn.start_record(cell, turn.asking, start)
+                            yield turn.start_record(cell, turn.running, start)
 
 
 class _Turn:
-    """What one process is asked."""
+    """The work of one timing process."""
 
     def __init__(
         self,
         plan: Plan,
-        child: Requests,
+        child: Child,
         threads: int,
         process: int,
         rng: random.Random,
@@ -181,122 +224,88 @@ class _Turn:
         self.plan, self.child, self.threads, self.process = plan, child, threads, process
         self.rng, self.clock = rng, clock
         self.loads: dict[str, tuple[Finding | None, float]] = {}
-        self.asking: str | None = None  # the kernel that runs in the process just now
+        self.running: str | None = None  # the kernel that runs in the process now
         self.cell: Cell | None = None
 
-    def ask(self, *message: Any, kernel: str | None = None, patience: float = 1) -> Any:
-        self.asking = kernel
-        answer = ask(self.child, *message, seconds=patience * self.plan.limits.seconds)
-        self.asking = None
-        return answer
+    def with_kernel(self, method: Callable[..., ResultT], kernel: str, *args: Any) -> ResultT:
+        """Call a method of the server that runs a kernel; if the process ends, `running` names the kernel."""
+        self.running = kernel
+        result = self.child.call(method, kernel, *args)
+        self.running = None
+        return result
 
     def load(self, unloadable: set[str]) -> Record:
-        """Load every kernel that can be; the record of the process, as it says itself that it is."""
+        """Load every kernel that can be loaded. Return the record of the process."""
         for kernel in dict.fromkeys(arm.kernel for arm in self.plan.arms if arm.kernel not in unloadable):
-            problem, seconds = self.ask("load", kernel, kernel=kernel, patience=10)
+            problem, seconds = self.with_kernel(TimingServer.load_timed, kernel)
             if isinstance(problem, str):
                 raise UsageError(problem)
             self.loads[kernel] = problem, seconds
-        torch_threads, cores = self.ask("settled")
-        where = {"threads": self.threads, "process": self.process, "torch_threads": torch_threads, "cores": cores}
-        return {"schema": SCHEMA, "kind": "process", **where}
+        torch_threads, cores = self.child.call(TimingServer.settled)
+        return record("process", threads=self.threads, process=self.process, torch_threads=torch_threads, cores=cores)
 
     def run(self, slot: float, out: set[str]) -> Iterator[Record]:
-        """All rounds of the cell."""
+        """Yield the records of a cell: the first calls, then all rounds."""
         cell = self.cell
         assert cell
-        self.ask("open", cell, self.rng.randrange(1 << 32))
+        self.child.call(TimingServer.open_cell, cell, self.rng.randrange(1 << 32))
         starts: dict[str, Start] = {}
         for kernel in [kernel for kernel in self.loads if kernel not in out]:
             problem = self.loads[kernel][0]
-            start = Start(finding=problem) if problem else self.ask("start", kernel, kernel=kernel, patience=10)
+            start = Start(finding=problem) if problem else self.with_kernel(TimingServer.start, kernel)
             yield self.start_record(cell, kernel, start)
             if start.call_ns:
                 starts[kernel] = start
         arms = [arm for arm in self.plan.arms if arm.kernel in starts]
-        # Changing inputs and verifying takes about as long as what is timed.
-        block_seconds = slot / MOST_ROUNDS / max(1, len(arms)) / 2
+        # Changing inputs and verifying takes about as long as the timed calls.
+        block_seconds = slot / MAX_ROUNDS / max(1, len(arms)) / 2
         sizes = {kernel: affordable(start.call_ns or 1, block_seconds) for kernel, start in starts.items()}
-        begun = self.clock()
-        number = 0
-        while number < LEAST_ROUNDS or (number < MOST_ROUNDS and self.clock() - begun < slot):
-            for arm in self.rng.sample(arms, len(arms)):
-                yield from self.block(cell, arm, number, *sizes[arm.kernel])
-            number += 1
 
-    def block(self, cell: Cell, arm: Arm, number: int, samples: int, calls: int) -> Iterator[Record]:
-        """One block, and again while it is noisy."""
-        for attempt in range(MOST_ATTEMPTS):
-            message = ("block", arm.kernel, samples, calls, self.plan.graph)
-            answer = self.ask(*message, kernel=arm.kernel, patience=5)
-            noise = noisy(answer, self.threads)
-            last = noise is None or attempt == MOST_ATTEMPTS - 1
-            yield {
-                "schema": SCHEMA,
-                "kind": "block",
-                **cell.key(),
-                "threads": self.threads,
-                "arm": arm.name,
-                "role": arm.role,
-                "process": self.process,
-                "round": number,
-                "attempt": attempt,
-                "kept": last,
-                "noise": noise,
-                "status": answer.verdict.status,
-                "detail": answer.verdict.detail,
-                "numbers": answer.verdict.numbers,
-                "samples_us": answer.samples_us,
-                "calls": answer.calls,
-                "wall_seconds": answer.wall_seconds,
-                **answer.counters.record(),
-                "clocks": answer.clocks,
-            }
-            if last:
-                return
+        def measure(arm: Arm) -> Block:
+            return self.with_kernel(TimingServer.block, arm.kernel, *sizes[arm.kernel], self.plan.graph)
+
+        for attempt in rounds(
+            arms,
+            measure,
+            threads=self.threads,
+            seconds=slot,
+            max_rounds=MAX_ROUNDS,
+            rng=self.rng,
+            clock=self.clock,
+        ):
+            yield self.block_record(cell, attempt)
+
+    def block_record(self, cell: Cell, attempt: Attempt[Arm, Block]) -> Record:
+        """Return the record of one attempt at a block."""
+        block = attempt.block
+        return record(
+            "block",
+            **cell.key(),
+            threads=self.threads,
+            arm=attempt.arm.name,
+            role=attempt.arm.role,
+            process=self.process,
+            **attempt.record(),
+            numbers=block.verdict.numbers,
+            samples_us=block.samples_us,
+            calls=block.calls,
+            wall_seconds=block.wall_seconds,
+            **block.counters.record(),
+            clocks=block.clocks,
+        )
 
     def start_record(self, cell: Cell, kernel: str, start: Start) -> Record:
-        """The first calls of a kernel in this process."""
-        return {
-            "schema": SCHEMA,
-            "kind": "start",
+        """Return the record of the first calls of a kernel in this process."""
+        return record(
+            "start",
             **cell.key(),
-            "threads": self.threads,
-            "kernel": kernel,
-            "process": self.process,
-            "status": start.finding.status,
-            "detail": start.finding.detail,
-            "numbers": start.finding.numbers,
-            "load_seconds": self.loads[kernel][1] if kernel in self.loads else None,
-            "first_call_seconds": start.first_call_seconds,
-            "peak_bytes": start.peak_bytes,
-        }
-
-
-def ask(child: Requests, *message: Any, seconds: float) -> Any:
-    """The answer of a process; an exception that it sends back is raised.
-
-    Raises:
-        ChildError: the process died or hung, or the kernel raised.
-    """
-    answer = child.request(*message, seconds=seconds)
-    if isinstance(answer, KernelError):
-        raise ChildError(str(answer))
-    if isinstance(answer, MinivitError):
-        raise answer
-    return answer
-
-
-def noisy(block: Block, threads: int) -> str | None:
-    """Why a block should be repeated, or None. What happened to the process counts, not whether the times please."""
-    counters, room = block.counters, block.wall_seconds * threads
-    if counters.waited_seconds > MOST_LOST * room:
-        return f"its threads waited {counters.waited_seconds / room:.0%} of the time for a core that others had"
-    if counters.stolen_seconds > MOST_LOST * room + 0.02:  # counted in hundredths of a second
-        return f"the host took {counters.stolen_seconds / room:.0%} of the time"
-    if counters.major_faults:
-        return f"{counters.major_faults} pages were read from disk"
-    spread = (quantile(block.samples_us, 0.75) - quantile(block.samples_us, 0.25)) / median(block.samples_us)
-    if len(block.samples_us) >= LEAST_SPREAD and spread > MOST_SPREAD:
-        return f"half of its samples lie {spread:.0%} apart"
-    return None
+            threads=self.threads,
+            kernel=kernel,
+            process=self.process,
+            status=start.finding.status,
+            detail=start.finding.detail,
+            numbers=start.finding.numbers,
+            load_seconds=self.loads[kernel][1] if kernel in self.loads else None,
+            first_call_seconds=start.first_call_seconds,
+            peak_bytes=start.peak_bytes,
+        )

@@ -13,13 +13,13 @@ from statistics import NormalDist, median
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
-MOST_EXACT = 10_000  # pairs of samples; with more, or with ties, the normal approximation is as good
+MAX_EXACT = 10_000  # pairs of samples; with more, or with ties, the normal approximation is used
 
 
-def quantile(values: Sequence[float], share: float) -> float:
-    """Linear between the two nearest (type 7 of Hyndman and Fan 1996)."""
+def quantile(values: Sequence[float], fraction: float) -> float:
+    """Return a quantile, linear between the two nearest values (type 7 of Hyndman and Fan 1996)."""
     ordered = sorted(values)
-    place = share * (len(ordered) - 1)
+    place = fraction * (len(ordered) - 1)
     low = math.floor(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
@@ -28,10 +28,10 @@ def quantile(values: Sequence[float], share: float) -> float:
 def interval(
     groups: Sequence[Sequence[float]], statistic: Callable[[Sequence[float]], float] = median
 ) -> tuple[float, float]:
-    """95% interval of a statistic of all values, by a bootstrap of two levels (Davison and Hinkley 1997, 3.8).
+    """Return the 95% interval of a statistic, by a bootstrap of two levels (Davison and Hinkley 1997, 3.8).
 
-    Groups are drawn first, then values within them: blocks of one process are alike, so that three processes of
-    twelve blocks are no thirty-six independent values.
+    Groups are drawn first, then values within them. Blocks of one process are similar, so three processes of twelve
+    blocks are not thirty-six independent values.
     """
     rng = random.Random(0)  # the same report from the same samples
     drawn = [
@@ -43,9 +43,9 @@ def interval(
 
 
 def mann_whitney(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided p that values of a and b are of one distribution (Mann and Whitney 1947).
+    """Return the two-sided p that a and b have one distribution (Mann and Whitney 1947).
 
-    Exact where there are no ties, else the normal approximation with its corrections for ties and continuity.
+    Exact if there are no ties, else the normal approximation with its corrections for ties and continuity.
     """
     n, m = len(a), len(b)
     both = sorted([*a, *b])
@@ -54,7 +54,7 @@ def mann_whitney(a: Sequence[float], b: Sequence[float]) -> float:
         counts[value] = counts.get(value, 0) + 1
     u = sum((x > y) + (x == y) / 2 for x in a for y in b)
     u = min(u, n * m - u)
-    if len(counts) == n + m and n * m <= MOST_EXACT:
+    if len(counts) == n + m and n * m <= MAX_EXACT:
         ways = _ways(n, m)
         return min(1.0, 2 * sum(ways[: int(u) + 1]) / sum(ways))
     ties = sum(count**3 - count for count in counts.values())
@@ -67,7 +67,7 @@ def mann_whitney(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _ways(n: int, m: int) -> list[int]:
-    """In how many orders of n and m values U is 0, 1, 2, ...: coefficients of the Gaussian binomial (n + m over n)."""
+    """Return in how many orders of n and m values U is 0, 1, 2, ...: Gaussian binomial coefficients (n + m over n)."""
     size = n * m + 1
     ways = [1] + [0] * (size - 1)
     for i in range(1, n + 1):
@@ -79,9 +79,9 @@ def _ways(n: int, m: int) -> list[int]:
 
 
 def hodges_lehmann(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """How many times b is as large as a, for positive values: the estimate and its 95% interval.
+    """Return the ratio b / a of positive values: the estimate and its 95% interval.
 
-    The median of all ratios (Hodges and Lehmann 1963), with the interval that belongs to Mann and Whitney's test
+    The median of all ratios (Hodges and Lehmann 1963), with the interval of Mann and Whitney's test
     (Hollander, Wolfe and Chicken 2014, 4.3).
     """
     ratios = sorted(y / x for x in a for y in b)
@@ -92,10 +92,10 @@ def hodges_lehmann(a: Sequence[float], b: Sequence[float]) -> tuple[float, float
 
 
 def ratio_between(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """Hodges and Lehmann's ratio of two runs, each of them groups of values, and its 95% interval.
+    """Return Hodges and Lehmann's ratio of two runs, each of them groups of values, and its 95% interval.
 
-    The interval is theirs or, at either end where it is wider, the one that drawing the groups anew gives: a kernel may
-    have two speeds, from process to process, and three processes may well have had three times the same luck.
+    At each end, the interval is the wider one of theirs and of a bootstrap over groups: the speed of a kernel may
+    differ between processes, and three processes are a small sample.
     """
     ratio, low, high = hodges_lehmann(*([value for group in run for value in group] for run in (a, b)))
     pairs = [[median(y / x for x in one for y in other) for other in b] for one in a]
@@ -109,12 +109,12 @@ def ratio_between(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) ->
 
 
 def benjamini_hochberg(ps: Sequence[float]) -> list[float]:
-    """p values of many tests as q values: calling all up to q real makes a share of q of the calls wrong
+    """Return the p values of many tests as q values: of all tests called real up to q, a fraction of q is false
     (Benjamini and Hochberg 1995)."""
     order = sorted(range(len(ps)), key=lambda i: ps[i], reverse=True)
     qs = [1.0] * len(ps)
-    least = 1.0
+    smallest = 1.0
     for rank, i in zip(range(len(ps), 0, -1), order, strict=True):
-        least = min(least, ps[i] * len(ps) / rank)
-        qs[i] = least
+        smallest = min(smallest, ps[i] * len(ps) / rank)
+        qs[i] = smallest
     return qs

@@ -1,6 +1,6 @@
-"""From blocks to rows: medians, intervals, speed-ups, roofs, and how far each row is to be trusted.
+"""From blocks to rows: medians, intervals, speed-ups, roofs, and the status of each row.
 
-Everything comes from the records, so that a file of raw samples can be summed up again.
+Everything is computed from the records, so a file of raw samples can be summed up again.
 """
 
 from __future__ import annotations
@@ -9,36 +9,34 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from minivit.bench.checks.cases import DTYPES, Spec
-from minivit.bench.report.verdicts import SCHEMA
+from minivit.bench.report.results import Record, of_kind, record
 from minivit.bench.timing.roofline import Roof, bound, higher, impossible, work
 from minivit.bench.timing.stats import interval, quantile
 
-# From the best to the worst; a row has the worst that applies.
+# The status of a row, from best to worst; a row has the worst that applies.
 TRUST = {
-    "verified": "the check passed (PyTorch's own attentions are not asked), and so did the answers of timed calls",
-    "noisy": "too many of its blocks stayed noisy when they were repeated",
+    "verified": "the check passed (PyTorch's own attentions are not checked), and so did the outputs of timed calls",
+    "noisy": "too many of its blocks were disturbed, even when they were repeated",
     "unsteady": "it became slower, against the baseline, while it was timed",
-    "unverified": "the check was not asked, on request",
+    "unverified": "the check was skipped, on request",
     "unsupported": "the kernel, or its machine, does not do this",
-    "invalid": "a timed answer was wrong, or a time is impossible",
-    "failed": "it was refused, or crashed",
+    "invalid": "a timed output was wrong, or a time is impossible",
+    "failed": "the kernel was refused, or crashed",
 }
-MOST_NOISY = 0.25  # of the blocks of a row
-DRIFT = 0.05  # slower at the end than at the start, in every process
+MAX_NOISY = 0.25  # fraction of the blocks of a row
+MAX_DRIFT = 0.05  # slower at the end than at the start, in every process
 KEY = ("batch", "heads", "tokens", "head_dim", "dtype", "layout", "device", "direction", "mode", "threads")
-Record = dict[str, Any]
 
 
 def key_of(record: Record) -> tuple:
-    """What makes two records belong to one cell."""
+    """Return the cell of a record."""
     return tuple(record[name] for name in KEY)
 
 
 def spec_of(record: Record) -> Spec:
-    """The shape that a record is about."""
+    """Return the shape of a record."""
     sizes = {name: record[name] for name in ("batch", "heads", "tokens", "head_dim", "layout", "device")}
     return Spec(**sizes, dtype=DTYPES[record["dtype"]])
 
@@ -51,24 +49,24 @@ class Series:
 
     @property
     def medians(self) -> dict[tuple[int, int], float]:
-        """Of every block, in microseconds, by (process, round)."""
+        """The median of every block in microseconds, by (process, round)."""
         return {(block["process"], block["round"]): median(block["samples_us"]) for block in self.blocks}
 
     def by_process(self, values: dict[tuple[int, int], float]) -> list[list[float]]:
-        """Values of rounds, in order, process by process."""
+        """Return the values of rounds, in order, one list for each process."""
         processes = sorted({process for process, _ in values})
         return [[value for (p, _), value in sorted(values.items()) if p == process] for process in processes]
 
 
 def ratios(base: Series, *others: Series) -> dict[tuple[int, int], float]:
-    """How many times the base took what the mean of others took, in each round that all were in."""
+    """Return time of the base / mean time of the others, for each round that all took part in."""
     first, rest = base.medians, [other.medians for other in others]
     rounds = [number for number in first if all(number in other for other in rest)]
     return {number: first[number] * len(rest) / sum(other[number] for other in rest) for number in rounds}
 
 
 def resolution_of(one: Series, same: Series) -> float | None:
-    """The largest difference between two arms that are equal which the samples allow: what is below it is noise."""
+    """Return the largest difference of two equal arms within the 95% interval: smaller differences are noise."""
     seen = ratios(one, same)
     if not seen:
         return None
@@ -77,16 +75,16 @@ def resolution_of(one: Series, same: Series) -> float | None:
 
 
 def rows(records: Iterable[Record]) -> list[Record]:
-    """A record of kind "row" for every arm in every cell, in the order of the cells."""
+    """Return a record of kind "row" for every arm in every cell."""
     every = list(records)
-    head = next(record for record in every if record["kind"] == "bench")
-    verdicts = {record["kernel"]: record["right"] for record in every if record["kind"] == "verdict"}
-    measured = [record for record in every if record["kind"] == "roof"]
+    head = of_kind(every, "bench")[0]
+    verdicts = {one["kernel"]: one["right"] for one in of_kind(every, "verdict")}
+    measured = of_kind(every, "roof")
     roofs = {n: higher(_roof(r) for r in measured if r["threads"] == n) for n in {r["threads"] for r in measured}}
     cells: dict[tuple, list[Record]] = {}
-    for record in every:
-        if record["kind"] in ("start", "block"):
-            cells.setdefault(key_of(record), []).append(record)
+    for one in every:
+        if one["kind"] in ("start", "block"):
+            cells.setdefault(key_of(one), []).append(one)
     found = []
     for cell in sorted(cells.values(), key=lambda cell: _place(cell[0])):
         found += _cell(cell, head, verdicts, roofs.get(cell[0]["threads"]))
@@ -94,7 +92,7 @@ def rows(records: Iterable[Record]) -> list[Record]:
 
 
 def _place(record: Record) -> tuple:
-    """Where its cell stands: what is alike together, the small first."""
+    """Sort key of the cell of a record: similar cells together, small ones first."""
     alike = ("threads", "dtype", "direction", "mode", "layout")
     return *(record[name] for name in alike), spec_of(record).work
 
@@ -127,22 +125,22 @@ def _cell(records: list[Record], head: Record, verdicts: dict[str, bool], roof: 
     for name, kernel, role in arms:
         starts = [r for r in records if r["kind"] == "start" and r["kernel"] == kernel]
         attempts = [r for r in records if r["kind"] == "block" and r["arm"] == name]
-        row = {"schema": SCHEMA, "kind": "row", **{k: records[0][k] for k in KEY}}
+        row = record("row", **{k: records[0][k] for k in KEY})
         row |= {"arm": name, "kernel": kernel, "role": role, "baseline": baseline}
-        row |= {"status": "", "detail": ""}  # their place
+        row |= {"status": "", "detail": ""}  # keeps the order of the fields
         row |= _times(series[name], row, roof)
         compared = ratios(both[0], series[name]) if role == "again" else ratios_to_both(both, series[name])
         row |= _speedup({} if role == "baseline" else compared, both[0])
         row["resolution"] = resolution
         row |= _starts(starts)
-        row |= _conduct(attempts)
+        row |= _counts(attempts)
         row["status"], row["detail"] = _trust(row, starts, attempts, series[name], both, head, verdicts, roof)
         found.append(row)
     return found
 
 
 def ratios_to_both(both: tuple[Series, Series], other: Series) -> dict[tuple[int, int], float]:
-    """How many times the baseline, the mean of its two arms, took what the other took."""
+    """Return the speed-up over the baseline (the mean of its two arms) in each round."""
     return {number: 1 / value for number, value in ratios(other, *both).items()}
 
 
@@ -162,9 +160,9 @@ def _times(series: Series, row: Record, roof: Roof | None) -> Record:
     )
     times["gbytes"] = needs.bytes / middle / 1e3
     if roof:
-        least = bound(spec, row["direction"], row["mode"], roof)
-        bound_us = least.seconds * 1e6
-        times |= {"bound_us": bound_us, "binds": least.binds, "of_roof": bound_us / middle}
+        minimum = bound(spec, row["direction"], row["mode"], roof)
+        bound_us = minimum.seconds * 1e6
+        times |= {"bound_us": bound_us, "binds": minimum.binds, "of_roof": bound_us / middle}
     return empty | times
 
 
@@ -177,7 +175,7 @@ def _speedup(compared: dict[tuple[int, int], float], base: Series) -> Record:
 
 
 def _starts(starts: list[Record]) -> Record:
-    """Of the first process, which may have had to build and to compile; the others find it done."""
+    """Load and first call come from the first process, which may compile; the others find the result."""
     first = min(starts, key=lambda record: record["process"], default={})
     peaks = [record["peak_bytes"] for record in starts if record["peak_bytes"] is not None]
     return {
@@ -187,7 +185,7 @@ def _starts(starts: list[Record]) -> Record:
     }
 
 
-def _conduct(attempts: list[Record]) -> Record:
+def _counts(attempts: list[Record]) -> Record:
     kept = [block for block in attempts if block["kept"]]
     return {
         "blocks": len(kept),
@@ -201,9 +199,9 @@ def _conduct(attempts: list[Record]) -> Record:
 
 
 def _of_limit(block: Record) -> float:
-    """The error of its timed answer as a share of what is allowed; what is not finite stands as null in a file."""
-    share = block["numbers"].get("of_limit")
-    return math.inf if share is None or math.isnan(share) else share
+    """Return the error of its timed output relative to the limit; a file has null for a number that is not finite."""
+    error = block["numbers"].get("of_limit")
+    return math.inf if error is None or math.isnan(error) else error
 
 
 def _trust(
@@ -216,7 +214,7 @@ def _trust(
     verdicts: dict[str, bool],
     roof: Roof | None,
 ) -> tuple[str, str]:
-    """How far a row is to be trusted, and why no further."""
+    """Return the status of a row, a word of TRUST, and the reason."""
     if verdicts.get(row["kernel"]) is False:
         return "failed", "refused by the check"
     for status, word in (("fail", "failed"), ("unsupported", "unsupported")):
@@ -238,22 +236,22 @@ def _trust(
 
 
 def _weaker(row: Record, series: Series, both: tuple[Series, Series]) -> list[tuple[str, str]]:
-    """What takes some trust from a row whose answers are right, the worse first."""
+    """Return the weaker statuses of a row whose outputs are right, the worse first, with their reasons."""
     found = []
     if row["role"] not in ("baseline", "again"):
         slower = drift(series, ratios_to_both(both, series))
-        if slower is not None and slower > max(DRIFT, row["resolution"] or 0):
+        if slower is not None and slower > max(MAX_DRIFT, row["resolution"] or 0):
             found.append(("unsteady", f"{slower:.0%} slower, against the baseline, at the end than at the start"))
-    if row["noisy"] > MOST_NOISY * row["blocks"]:
+    if row["noisy"] > MAX_NOISY * row["blocks"]:
         reason = next(block["noise"] for block in series.blocks if block["noise"])
         found.append(("noisy", f"{row['noisy']} of {row['blocks']} blocks, for one: {reason}"))
     return found
 
 
 def drift(series: Series, compared: dict[tuple[int, int], float]) -> float | None:
-    """By what share the last third of the rounds is slower than the first, in the process where it is least so.
+    """Return how much slower the last third of the rounds is than the first, in the process where it is least.
 
-    In units of the baseline, so that a machine that slows for all is not held against one.
+    Measured in units of the baseline, so that a machine that slows down for all arms does not count.
     """
     found = []
     for values in series.by_process(compared):

@@ -1,20 +1,19 @@
-"""minivit bench: is this attention kernel right, how fast is it, and what does it do to the model?"""
+"""minivit bench: check and time an attention kernel."""
 
 from __future__ import annotations
 
-from typing import Any
+from minivit.cli.bench import check, compare, kernels, model, report, roofline, run, selftest
+from minivit.cli.shared.bench import RIGHTS
+from minivit.cli.shared.command import group
 
-from minivit.cli.bench import check, compare, model, roofline, run
-
-
-def add_parser(commands: Any) -> None:
-    """bench and its verbs."""
-    parser = commands.add_parser(
-        "bench",
-        help="check and time an attention kernel",
-        description="Is this attention kernel right, how fast is it, how far from what the machine can do, and what "
-        f"does it do to the model? {check.RIGHTS}",
-    )
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for module in (check, run, roofline, model, compare):
-        module.add_parsers(verbs)
+BENCH = group(
+    "bench",
+    help="check and time an attention kernel",
+    description="Is an attention kernel right, how fast is it, how far from the limits of this machine, and what does "
+    f"it do to a model? {RIGHTS}",
+    commands=[
+        *(check.run, kernels.list_kernels, kernels.new, selftest.run),
+        *(run.run, report.run, roofline.run, model.run, compare.run),
+    ],
+)
+add_parser = BENCH.add_parser

@@ -1,61 +1,120 @@
-"""Two runs of `bench run`: what became slower, what faster, what cannot be told, what cannot be compared."""
+"""`bench.compare`: two runs of `bench run`, row by row. What is slower, faster, the same, or cannot be compared."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from minivit.bench.report.results import Record, of_kind
+from minivit.bench.report.results import Record, of_kind, read, record
+from minivit.bench.report.runs import RunResult
+from minivit.bench.report.tables import columns, title
 from minivit.bench.timing.stats import benjamini_hochberg, mann_whitney, ratio_between
-from minivit.bench.timing.summary import Series, key_of
+from minivit.bench.timing.summary import KEY, Series, key_of
 from minivit.errors import UsageError
 
-FALSE_CALLS = 0.05  # of the differences that are called real
+MAX_FALSE = 0.05  # fraction of false ones among the differences that are called real
 FINGERPRINT = ("torch", "cpu", "cpu_capability", "cores", "device", "gpu", "gpu_capability", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One row of the old run and the same of the new."""
+    """One row of the old run and the same row of the new run."""
 
-    row: Record  # of the new run, or of the old where the new has none
+    row: Record  # of the new run, or of the old run if the new one has none
     word: str  # slower, faster, same, inconclusive, broken or incomparable
     detail: str = ""
     ratio: float | None = None  # new time over old: above 1 is slower
     low: float | None = None
     high: float | None = None
-    q: float | None = None  # p of Mann and Whitney's test, corrected for how many rows there are
-    normalised: bool = False  # times in units of the baseline's, as the machine moved
+    q: float | None = None  # p of Mann and Whitney's test, corrected for the number of rows
+    normalised: bool = False  # times in units of the baseline, because the speed of the machine changed
 
     @property
     def regression(self) -> bool:
-        """Whether this is what `--fail-on` asks for."""
+        """True if the row is slower by more than `fail_on`, or refused now."""
         return self.word in ("slower", "broken")
+
+    def record(self) -> Record:
+        """Return the record of kind "change"."""
+        facts = {name: value for name, value in vars(self).items() if name != "row"}
+        return record("change", **{name: self.row[name] for name in ("kernel", *KEY)}, **facts)
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the cells of its line in the table."""
+        ratio = "-" if self.ratio is None else f"{self.ratio:.3f}"
+        between = "-" if self.low is None else f"{self.low:.3f} .. {self.high:.3f}"
+        q = "-" if self.q is None else f"{self.q:.2g}"
+        words = self.word.upper() if self.regression else self.word
+        words += " (in units of the baseline)" * self.normalised + (f": {self.detail}" if self.detail else "")
+        return f"{self.row['kernel']}: {title(self.row)}", ratio, between, q, words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All changes between two runs. Its text is the table that `minivit bench compare` prints."""
+
+    changes: tuple[Change, ...]
+
+    @property
+    def regressions(self) -> list[Change]:
+        """The rows that became slower or wrong."""
+        return [change for change in self.changes if change.regression]
+
+    @property
+    def comparable(self) -> bool:
+        """False if no row can be compared."""
+        return any(change.word != "incomparable" for change in self.changes)
+
+    def lines(self) -> list[str]:
+        """Return the lines of the table."""
+        return columns([("kernel", "new / old", "95%", "q", ""), *(change.cells() for change in self.changes)])
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
+
+
+Run = RunResult | str | Path | Sequence[Record]
+
+
+def compare(old: Run, new: Run, *, fail_on: float = 0.03) -> Comparison:
+    """Return the changes from the old run to the new run: results of `bench.run`, run.jsonl, its folder, or records.
+
+    A row is a regression if it is slower by more than the fraction `fail_on` (see changes_between), or refused now.
+
+    Raises:
+        UsageError: one of them cannot be read, or is not a run of `bench run`.
+    """
+    return Comparison(changes=tuple(changes_between(_records(old), _records(new), fail_on=fail_on)))
+
+
+def _records(run: Run) -> Sequence[Record]:
+    if isinstance(run, RunResult):
+        return run.records
+    return read(run) if isinstance(run, (str, Path)) else run
 
 
 def differences(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
-    """What of the machine and its software is not the same; times of different machines say nothing of a kernel."""
+    """Return what differs in machine and software. Times of different machines cannot be compared."""
     before, after = (of_kind(records, "bench")[0]["environment"] for records in (old, new))
     return [
         f"{name} {before.get(name)} -> {after.get(name)}" for name in FINGERPRINT if before.get(name) != after.get(name)
     ]
 
 
-def compare(old: Sequence[Record], new: Sequence[Record], *, fail_on: float) -> list[Change]:
-    """A change for every row of either run but the second baseline; `fail_on` is the share that counts as slower.
+def changes_between(old: Sequence[Record], new: Sequence[Record], *, fail_on: float) -> list[Change]:
+    """Return a change for every row of either run except the second baseline.
 
-    A row is slower when the test calls it different among all rows (q of at most 0.05), when the whole interval, over
-    blocks and over processes, lies above 1 + fail_on, and when the difference is larger than what either run saw
+    A row is slower if the test calls it different among all rows (q of at most 0.05), if the whole interval, over
+    blocks and over processes, lies above 1 + fail_on, and if the difference is larger than what either run measured
     between equal arms; faster likewise.
 
     Raises:
-        UsageError: one of them is no run of `bench run`.
+        UsageError: one of them is not a run of `bench run`.
     """
     if not all(of_kind(records, "bench") for records in (old, new)):
-        raise UsageError(
-            "a run of `bench model` stands by itself: compare holds runs of `bench run` against each other"
-        )
+        raise UsageError("only runs of `bench run` can be compared, not of `bench model`")
     pairs = _pairs(old, new)
     if where := differences(old, new):
         detail = ", ".join(where)
@@ -84,7 +143,7 @@ class _Tested:
 
 
 def _pairs(old: Sequence[Record], new: Sequence[Record]) -> list[tuple[Record | None, Record | None]]:
-    """The rows that belong together: of one cell, and of one kernel by its name or as the only one of both runs."""
+    """Return pairs of rows: of the same cell and the same kernel (by name, or the only kernel of both runs)."""
 
     def known(records: Sequence[Record]) -> dict[tuple, Record]:
         alone = len(of_kind(records, "bench")[0]["kernels"]) == 1
@@ -126,7 +185,7 @@ def _test(a: Record, b: Record, old: Sequence[Record], new: Sequence[Record]) ->
 
 
 def _moved(low: float, high: float, resolution: float) -> bool:
-    """Whether the baseline's ratio is another than 1 for sure: one with two speeds is no unit."""
+    """Return whether the baseline's ratio surely differs from 1; a baseline with two speeds is no unit."""
     return low > 1 + resolution or high < 1 - resolution
 
 
@@ -141,7 +200,7 @@ def _in_units_of(base: Series, series: Series) -> dict[tuple[int, int], float]:
 
 
 def _resolution(a: Record, b: Record) -> float:
-    """What both runs could tell from nothing; half of it all where a run had no second baseline."""
+    """Return the smallest difference that both runs can tell from noise; 0.5 for a run without a second baseline."""
     return max(0.5 if row["resolution"] is None else row["resolution"] for row in (a, b))
 
 
@@ -151,7 +210,7 @@ def _change(pair: tuple[Record | None, Record | None], one: _Tested, q: float, f
     resolution = _resolution(a, b)
     numbers: dict[str, Any] = {"ratio": one.ratio, "low": one.low, "high": one.high, "q": q}
     numbers["normalised"] = one.normalised
-    real = q <= FALSE_CALLS and abs(one.ratio - 1) > resolution
+    real = q <= MAX_FALSE and abs(one.ratio - 1) > resolution
     if b["role"] == "baseline":
         moved = f"the machine moved by {one.ratio - 1:+.1%}; rows are compared in units of the baseline"
         return Change(row=b, word="same", detail=moved if _moved(one.low, one.high, resolution) else "", **numbers)
