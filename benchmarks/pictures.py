@@ -3,8 +3,8 @@
     python benchmarks/pictures.py MODEL IMAGE [--only NAME ...]
 
 MODEL is a checkpoint of DINOv2 with trained weights, such as facebook/dinov2-small, IMAGE an image of about 1000 pixels
-or more. Curves of a class come from the bundled model. Needs '.[plot]', and for the pictures of pages a `chromium` on the
-PATH. What it writes into .github/images/ takes less than 1.5 MB.
+or more. Curves of a class come from the bundled model. Needs '.[plot]', and for the pictures of pages a `chromium` on
+the PATH. What it writes into .github/images/ takes less than 1.5 MB.
 """
 
 from __future__ import annotations

@@ -17,22 +17,22 @@ from minivit.cli.shared.writers import open_closed_streams, silence_stdout
 from minivit.cli.training import evaluate, train
 from minivit.errors import MinivitError
 
-COMMANDS = (
-    *(classify, embed, similar),
-    *(attention, explore, trace, preprocess),
-    *(lens, attribute, ablate, heads, faithfulness),
-    *(info, models, verify, diff, convert),
-    *(train, evaluate, bench),
+COMMANDS: tuple[Command, ...] = (
+    *(classify.run, embed.run, similar.run),
+    *(attention.run, explore.run, trace.run, preprocess.run),
+    *(lens.run, attribute.run, ablate.run, heads.run, faithfulness.run),
+    *(info.run, models.run, verify.run, diff.run, convert.run),
+    *(train.run, evaluate.run, bench.COMMAND),
 )
 
 EXIT_CODES = """exit codes:
   0 good   1 unexpected failure or a failed check   2 usage   3 some inputs failed, the others were written
     (bench compare: something became slower)
-  4 model not to be had   5 bad checkpoint   130 interrupted, what was written is valid"""
+  4 model unavailable   5 bad checkpoint   130 interrupted, what was written is valid"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="minivit",
         description="A Vision Transformer written by hand that loads the published weights exactly.",
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"minivit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
-        (command.run if isinstance(command.run, Command) else command).add_parser(commands)
+        command.add_parser(commands)
     args = parser.parse_args(argv)
     open_closed_streams()
     try:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("interrupted; what was written is valid")
         return 130
     except BrokenPipeError:
-        # Whoever read us has had enough (`| head`): nothing is left to say, and nowhere to say it.
+        # The reader has closed the pipe, as `| head` does: there is nobody to write to.
         silence_stdout()
         return 0
     except Exception as error:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         try:
             sys.stdout.flush()
-        except OSError:  # as on a full disk: it would fail again at the end
+        except OSError:  # as on a full disk: the flush at exit would fail again
             silence_stdout()
         say(f"unexpected failure: {type(error).__name__}: {error} (python -X dev -m minivit ... shows where)")
         return 1

@@ -33,7 +33,7 @@ def test_import_is_light_and_every_name_is_there():
 
 
 def test_check_returns_rows_counts_and_the_worst_failures():
-    seen = []
+    seen: list = []
     result = bench.check("mutant:dropped-last-key", cases=CASES, seed=5, on_record=seen.append)
     assert not result.right
     assert result.counts == {"unsupported": 0, "pass": 0, "note": 0, "inconclusive": 0, "fail": 3}
@@ -61,7 +61,7 @@ def test_selftest_counts_mutants_and_right_kernels(monkeypatch: pytest.MonkeyPat
             yield Trial(kernel=name, asked=9, refused=3, caught_by={}, reason="", good=name != "mutant:b")
 
     monkeypatch.setattr("minivit.bench.checks.selftest.trials", trials)
-    seen = []
+    seen: list = []
     result = bench.selftest(seed=2, on_trial=seen.append)
     assert not result.good
     assert result.summary.startswith("power: 1 of 2 wrong kernels refused for the right reason, 4 of 4 honest ones")
@@ -104,7 +104,8 @@ def test_roofline_is_kept_and_used_again(tmp_path: Path, monkeypatch: pytest.Mon
             return Roof(gemm={"float32": 1e10}, memory=2e9, cache=3e9, exp=4e9, cache_bytes=1 << 20)
 
     monkeypatch.setattr("minivit.bench.timing.roofs.timing_child", Measures)
-    file, messages = tmp_path / "roofline.json", []
+    file = tmp_path / "roofline.json"
+    messages: list[str] = []
     for again in (False, False, True):
         found = bench.roofline(2, [torch.float32], cache=file, again=again, on_message=messages.append)
     assert measured == [2, 2]

@@ -45,7 +45,7 @@ def case(tokens: int) -> Case:
 
 def rows(kernel: Path, *tokens: int, seed: int = 1) -> list[tuple[int | None, str, str]]:
     found = run_cases(str(kernel), [case(n) for n in tokens], seed=seed, device="cpu", limits=LIMITS)
-    return [(row.case and row.case.spec.tokens, row.finding.status, row.finding.detail) for row in found]
+    return [(row.case.spec.tokens if row.case else None, row.finding.status, row.finding.detail) for row in found]
 
 
 @pytest.fixture

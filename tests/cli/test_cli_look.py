@@ -212,7 +212,7 @@ class Terminal(io.StringIO):
         super().__init__()
         self.code = encoding
 
-    encoding = property(lambda self: self.code)  # type: ignore[assignment]
+    encoding = property(lambda self: self.code)
 
     def isatty(self):
         return True

@@ -6,7 +6,8 @@ import torch
 
 from helpers.models import randomise
 from minivit.model.attention import attend_sdpa
-from minivit.model.config import ViTConfig
+from minivit.model.config import SwinConfig, ViTConfig
+from minivit.model.swin import Swin
 from minivit.model.vit import ViT
 
 SMALL = {"image_size": (24, 40), "patch_size": 8, "width": 21, "depth": 3, "heads": 3, "mlp_width": 37, "classes": 5}
@@ -46,3 +47,19 @@ def build(kind: str = "cls", attend=attend_sdpa, dtype=torch.float64, seed: int 
 
 def pixels(batch: int = 2, dtype=torch.float64, seed: int = 1, size=(24, 40)) -> torch.Tensor:
     return torch.randn(batch, 3, *size, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+SMALL_SWIN = {"image_size": (40, 56), "width": 14, "depths": (2, 3, 2), "heads": (2, 7, 4), "window": (3, 3, 3)}
+
+
+def build_swin(attend=attend_sdpa, seed: int = 0, **changes) -> Swin:
+    """A random Swin with stages of different depth, whose attention is far from uniform."""
+    torch.manual_seed(seed)
+    model = Swin(SwinConfig(**{**SMALL_SWIN, "mlp_ratio": 1.5, "classes": 5, **changes}), attend)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight.mul_(20)
+            block.attn.proj.weight.mul_(20)
+            block.attn.bias_table.normal_()
+        model.head.weight.mul_(20)
+    return model.double().eval()

@@ -1062,8 +1062,7 @@ def _(path: Path) -> Reference:
 
 @case("deit", "Ti-16-distilled", full_size=True)
 def _(path: Path) -> Reference:
-    kind = "DeiTConfig", "DeiTForImageClassificationWithTeacher"
-    return _hf(path, *kind, "deit.layers", _two_heads(), **_TI, **_224)
+    return _hf(path, "DeiTConfig", "DeiTForImageClassificationWithTeacher", "deit.layers", _two_heads(), **_TI, **_224)
 
 
 _518 = {"image_size": 518, "patch_size": 14, "processor": {"size": 224}, "mlp_ratio": 4}
@@ -1078,8 +1077,8 @@ def _(path: Path) -> Reference:
 
 @case("dinov2_with_registers", "S-14-at-224", full_size=True)
 def _(path: Path) -> Reference:
-    kind = "Dinov2WithRegistersConfig", "Dinov2WithRegistersModel"
-    made = _hf(path, *kind, "encoder.layer", _backbone(), **_S, **_518, num_register_tokens=4)
+    config, model = "Dinov2WithRegistersConfig", "Dinov2WithRegistersModel"
+    made = _hf(path, config, model, "encoder.layer", _backbone(), **_S, **_518, num_register_tokens=4)
     made.size = (224, 224)
     return made
 

@@ -20,6 +20,7 @@ import minivit
 from minivit import parity
 from minivit.cli import main
 from minivit.images.spec import ImageSpec
+from minivit.model.capabilities import require_vit
 from minivit.model.embed import resample_positions
 from minivit.model.vit import ViT
 from minivit.parity.causes import candidates
@@ -115,7 +116,7 @@ def test_the_table_for_people(reference, diff, photo):
 
 
 def reference_of(made: Reference, library: str = "transformers") -> tuple[ViT, ReferenceModel]:
-    model = minivit.load(made.path)
+    model = require_vit(minivit.load(made.path), "this test")
     reference = load_reference(library, find(made.path), model.config)
     return model, reference
 

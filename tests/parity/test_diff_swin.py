@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.fakes import build_swin
 from helpers.references import CASES
 from safetensors.torch import save_file
-from test_swin import build
 from torch import nn
 
 import minivit
@@ -65,7 +65,7 @@ def test_a_fault_in_the_reference_is_named(tmp_path):
 
 def seeded():
     """A Swin of float32 numbers, in float64: no bias of 0, no norm of weights 1, which would hide a fault."""
-    model, generator = build(), torch.Generator().manual_seed(5)
+    model, generator = build_swin(), torch.Generator().manual_seed(5)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.LayerNorm)):
@@ -135,7 +135,7 @@ def test_the_fault_of_a_port_is_named(fault, step, words):
 
 def test_a_rule_that_makes_nothing_of_a_picture_is_no_cause():
     """8 x 40 pixels: 2 x 10 tokens, less than a window, which torchvision alone pads."""
-    model, pixels = build(windowing="torchvision").float(), PIXELS[:, :, :8, :40].float()
+    model, pixels = build_swin(windowing="torchvision").float(), PIXELS[:, :, :8, :40].float()
     steps = parity.swin_steps(model, pixels)
     assert parity.diff_swin(model, pixels, {"float32": steps})[0][-1].equal
     steps["blocks.0.resid_mid"] = steps["blocks.0.resid_mid"].sin()

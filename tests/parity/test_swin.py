@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.fakes import SMALL_SWIN, build_swin
 from PIL import Image
 
 import minivit
@@ -16,20 +17,6 @@ from minivit.model.attention import attend_reference, attend_sdpa, takes_bias
 from minivit.model.config import SwinConfig
 from minivit.model.swin import MASKED, PatchMerging, Swin, Windows, windows_of
 from minivit.weights import describe, verify
-
-SMALL = {"image_size": (40, 56), "width": 14, "depths": (2, 3, 2), "heads": (2, 7, 4), "window": (3, 3, 3)}
-
-
-def build(attend=attend_sdpa, seed: int = 0, **changes) -> Swin:
-    torch.manual_seed(seed)
-    model = Swin(SwinConfig(**{**SMALL, "mlp_ratio": 1.5, "classes": 5, **changes}), attend)
-    with torch.no_grad():
-        for block in model.blocks:
-            block.attn.qkv.weight.mul_(20)
-            block.attn.proj.weight.mul_(20)
-            block.attn.bias_table.normal_()
-        model.head.weight.mul_(20)
-    return model.double().eval()
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +91,7 @@ def test_the_mask_keeps_apart_what_the_roll_brought_together():
     ],
 )
 def test_how_far_a_grid_is_rolled(rule, grid, shift):
-    config = SwinConfig(**SMALL, windowing=rule)
+    config = SwinConfig(**SMALL_SWIN, windowing=rule)
     windows = windows_of(config, 0, grid, shifted=True)
     assert windows.shift == shift
     assert windows.pad_first is (rule != "timm")
@@ -112,18 +99,18 @@ def test_how_far_a_grid_is_rolled(rule, grid, shift):
 
 
 def test_timm_rolls_by_the_image_size_it_was_made_for():
-    config = SwinConfig(**{**SMALL, "image_size": (12, 56)}, windowing="timm")  # 3 x 14 tokens
+    config = SwinConfig(**{**SMALL_SWIN, "image_size": (12, 56)}, windowing="timm")  # 3 x 14 tokens
     assert windows_of(config, 0, (16, 22), shifted=True).shift == (0, 1)
 
 
 def test_less_than_a_window_is_refused_where_the_reference_has_no_answer():
     for rule in ("hf", "timm"):
         with pytest.raises(ShapeError, match="stage 0 has 2 x 9 tokens, less than a window of 3"):
-            windows_of(SwinConfig(**SMALL, windowing=rule), 0, (2, 9), shifted=False)
+            windows_of(SwinConfig(**SMALL_SWIN, windowing=rule), 0, (2, 9), shifted=False)
 
 
 def test_the_bias_depends_on_the_difference_of_two_places_alone():
-    attn = build().blocks[0].attn
+    attn = build_swin().blocks[0].attn
     bias = attn.bias()[0, 0]  # (9, 9), of a window of 3 x 3
     assert bias[0, 0] == bias[4, 4] == bias[8, 8]  # a token and itself
     assert bias[0, 1] == bias[3, 4] == bias[7, 8]
@@ -162,14 +149,14 @@ def test_kernels_with_a_bias_run_and_others_are_refused_by_name():
             return attend_reference(q, k, v, scale=scale, bias=bias)
 
     pixels = torch.randn(2, 3, 40, 56, dtype=torch.float64)
-    expected = build()(pixels)
-    assert (build(biased)(pixels) - expected).abs().max() <= 1e-12
-    assert (build(Module())(pixels) - expected).abs().max() <= 1e-12
+    expected = build_swin()(pixels)
+    assert (build_swin(biased)(pixels) - expected).abs().max() <= 1e-12
+    assert (build_swin(Module())(pixels) - expected).abs().max() <= 1e-12
     # 10 x 14 tokens are 4 x 5 windows of 9; those of a shifted block have a mask of their own.
     assert calls[:2] == [((40, 2, 9, 7), (1, 2, 9, 9)), ((40, 2, 9, 7), (40, 2, 9, 9))]
     for kernel in (plain_kernel, swallows):
         with pytest.raises(UsageError, match=f"attention {kernel.__name__} accepts no bias"):
-            build(kernel)
+            build_swin(kernel)
     assert takes_bias(attend_sdpa)
     assert not takes_bias(max)
 
@@ -193,9 +180,9 @@ def test_the_bias_and_the_mask_count():
         return attend_reference(q, k, v, scale=scale, bias=opened)
 
     pixels = torch.randn(2, 3, 40, 56, dtype=torch.float64)
-    expected = build()(pixels)
-    assert (build(unbiased)(pixels) - expected).abs().max() > 1e-4
-    assert (build(unmasked)(pixels) - expected).abs().max() > 1e-4
+    expected = build_swin()(pixels)
+    assert (build_swin(unbiased)(pixels) - expected).abs().max() > 1e-4
+    assert (build_swin(unmasked)(pixels) - expected).abs().max() > 1e-4
 
 
 # --- the model and the commands
@@ -213,14 +200,14 @@ def test_the_bias_and_the_mask_count():
 )
 def test_configurations_that_make_no_swin(changes, said):
     with pytest.raises(UsageError, match=said):
-        SwinConfig(**{**SMALL, **changes})
+        SwinConfig(**{**SMALL_SWIN, **changes})
 
 
 def test_pixels_that_make_no_grid_are_refused():
     with pytest.raises(ShapeError, match=r"expected \(B, 3, H, W\)"):
-        build()(torch.zeros(1, 1, 40, 56, dtype=torch.float64))
+        build_swin()(torch.zeros(1, 1, 40, 56, dtype=torch.float64))
     with pytest.raises(ShapeError, match="not a whole number of patches of 4"):
-        build(windowing="torchvision")(torch.zeros(1, 3, 41, 56, dtype=torch.float64))
+        build_swin(windowing="torchvision")(torch.zeros(1, 3, 41, 56, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -347,7 +334,10 @@ def test_python_functions_refuse_a_swin(checkpoint):
 
 @pytest.mark.parametrize("rule", ["torchvision", "timm"])
 def test_windows_that_fit_are_written_as_transformers_cuts_them(rule, tmp_path):
-    model = build(image_size=(48, 48), windowing=rule, any_size=rule == "torchvision")  # 12, 6 and 3 in windows of 3
+    # 12, 6 and 3 patches in windows of 3
+    model = build_swin(
+        image_size=(48, 48), windowing=rule, any_size=rule == "torchvision"
+    )  # 12, 6 and 3 in windows of 3
     minivit.save(model, tmp_path / "out")
     again = minivit.load(tmp_path / "out", dtype=torch.float64)
     pixels = torch.randn(2, 3, *model.config.image_size, dtype=torch.float64)
@@ -356,7 +346,7 @@ def test_windows_that_fit_are_written_as_transformers_cuts_them(rule, tmp_path):
     # The last stage of 3 x 6 tokens: transformers rolls neither side, the others the longer one.
     for changes in ({"image_size": (48, 96)}, {"image_size": (48, 48), "window": (3, 6, 3)}):
         with pytest.raises(UsageError, match="none of transformers' layouts"):
-            minivit.save(build(windowing=rule, **changes), tmp_path / "no")
+            minivit.save(build_swin(windowing=rule, **changes), tmp_path / "no")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -365,7 +355,7 @@ def test_windows_that_fit_are_written_as_transformers_cuts_them(rule, tmp_path):
 
 @pytest.mark.parametrize("layer, rows, columns", [(0, 10, 14), (1, 10, 14), (3, 5, 7), (6, 3, 4)])
 def test_maps_of_windows_are_stitched_to_the_image(layer, rows, columns):
-    model = build()
+    model = build_swin()
     pixels = torch.randn(2, 3, 40, 56, dtype=torch.float64)
     before = model(pixels)
     found = minivit.study.window_attention(model, pixels, layer)
@@ -389,7 +379,7 @@ def test_maps_of_windows_are_stitched_to_the_image(layer, rows, columns):
 def test_a_query_sees_its_window_and_nothing_else():
     # The second block of 10 x 14 tokens in windows of 3, rolled by 1: the token in row 4, column 5 is in row 3,
     # column 4 of the rolled image, in the window of rows 3 to 5, which are rows 4 to 6 of the image.
-    model = build()
+    model = build_swin()
     found = minivit.study.window_attention(model, torch.randn(1, 3, 40, 56, dtype=torch.float64), 1)
     looks = minivit.study.window_map(found, query=(4, 5))[0]
     seen = looks.nonzero()
@@ -399,7 +389,7 @@ def test_a_query_sees_its_window_and_nothing_else():
 
 
 def test_maps_that_are_not_there_are_refused():
-    model, pixels = build(), torch.zeros(1, 3, 40, 56, dtype=torch.float64)
+    model, pixels = build_swin(), torch.zeros(1, 3, 40, 56, dtype=torch.float64)
     with pytest.raises(UsageError, match="layers 0 to 6"):
         minivit.study.window_attention(model, pixels, 7)
     with pytest.raises(UsageError, match="no token in row 10, column 0"):
@@ -410,7 +400,7 @@ def test_maps_that_are_not_there_are_refused():
 
 def test_heads_of_windows_by_hand():
     """40 x 56 pixels: 10 x 14 tokens of 4 pixels, in windows of 3 with zeros to 12 x 15; then of 8 and of 16 pixels."""
-    model, pixels = build(), torch.randn(2, 3, 40, 56, dtype=torch.float64)
+    model, pixels = build_swin(), torch.randn(2, 3, 40, 56, dtype=torch.float64)
     statistics = minivit.study.head_statistics(model, pixels)
     heads = [2, 2, 7, 7, 7, 4, 4]
     assert set(statistics) == {"distance", "entropy", "self", "neighbours", "patches"}

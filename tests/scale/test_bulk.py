@@ -22,7 +22,7 @@ from PIL import Image
 import minivit
 from minivit import inference
 from minivit.cli import main
-from minivit.cli.shared.inputs import find_pictures, natural
+from minivit.cli.shared.inputs import find_images, natural
 from minivit.errors import ImageError, UsageError
 from minivit.inference import embeddings
 from minivit.inference.embeddings import EmbeddingFile, EmbeddingWriter, open_embeddings
@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", denied)
-    (first, second) = find_pictures([str(tmp_path)], recursive=True)
+    (first, second) = find_images([str(tmp_path)], recursive=True)
     assert first == (str(tmp_path / "1.png"),) * 2
     assert second[0] == str(tmp_path / "deep")
     assert isinstance(second[1], ImageError)
@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
 def test_a_link_to_itself_does_not_hide_its_folder(tmp_path):
     (tmp_path / "2.png").symlink_to("2.png")
     (tmp_path / "1.png").touch()
-    found = [name for name, _ in find_pictures([str(tmp_path)], recursive=True)]
+    found = [name for name, _ in find_images([str(tmp_path)], recursive=True)]
     assert found == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
 
 
@@ -228,7 +228,7 @@ def test_a_pattern_follows_no_links_to_folders(tmp_path, monkeypatch):
         ("*", ["1.png"]),
         ("b*/**", ["b*/**"]),
     ):
-        assert [name for name, _ in find_pictures([pattern], recursive=False)] == expected
+        assert [name for name, _ in find_images([pattern], recursive=False)] == expected
 
 
 def test_a_pipe_among_the_pictures_is_refused_not_waited_for(capsys, model, tmp_path):

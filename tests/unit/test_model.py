@@ -153,9 +153,9 @@ def test_config_refuses_what_makes_no_vit(change, message):
 
 def test_config_is_frozen_and_keyword_only():
     with pytest.raises(FrozenInstanceError):
-        ViTConfig().width = 3  # type: ignore[misc]
+        ViTConfig().width = 3
     with pytest.raises(TypeError):
-        ViTConfig((24, 40))  # type: ignore[call-arg]
+        ViTConfig((24, 40))
     with pytest.raises(UsageError, match="no preset 'XL/16'; sizes are Ti, S, B, L, H"):
         ViTConfig.preset("XL/16")
 

@@ -87,6 +87,20 @@ def test_imports_go_down_the_floors(module: str):
     assert not wrong, f"{module} may not import {wrong}"
 
 
+def test_no_command_imports_a_command():
+    for module, targets in imports().items():
+        if module.startswith("minivit.cli.") and module.count(".") == 3:
+            wrong = [
+                one for one in targets if one.startswith("minivit.cli.") and not one.startswith("minivit.cli.shared")
+            ]
+            assert not wrong, f"{module} imports {wrong}"
+
+
+def test_every_folder_has_a_readme():
+    bare = sorted({str(path.parent) for path in modules() if not (path.parent / "README.md").exists()} - {str(PACKAGE)})
+    assert not bare
+
+
 def test_the_root_of_the_package_is_bare():
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "errors.py"}
 

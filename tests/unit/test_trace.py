@@ -417,7 +417,8 @@ def test_some_aliases_by_heart():
 
 def heard(model: nn.Module, x: torch.Tensor, places: list[str]) -> dict[str, torch.Tensor]:
     """What passes at places of another library's model, by plain hooks."""
-    found, handles = {}, []
+    found: dict[str, torch.Tensor] = {}
+    handles = []
     for place in places:
         module = model.get_submodule(place.removesuffix(".input"))
         if place.endswith(".input"):

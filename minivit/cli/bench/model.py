@@ -25,7 +25,7 @@ from minivit.cli.shared.bench import (
 )
 from minivit.cli.shared.command import batch_size, command, option
 from minivit.cli.shared.console import positive, printable, say
-from minivit.cli.shared.inputs import find_pictures
+from minivit.cli.shared.inputs import find_images
 from minivit.cli.shared.models import DTYPES, add_hub_options, add_model_option, load_model
 from minivit.errors import ImageError, UsageError
 
@@ -110,7 +110,7 @@ def read_pixels(args: argparse.Namespace, model: ViT, seed: int) -> tuple[list[s
     spec = image_spec_of(model)
     names: list[str] = []
     pixels = []
-    for name, image in find_pictures([args.images], recursive=True):
+    for name, image in find_images([args.images], recursive=True):
         if len(names) == args.most:
             break
         try:

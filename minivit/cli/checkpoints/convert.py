@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
+from minivit.cli.shared.command import HUB, command, option
 from minivit.cli.shared.console import say
-from minivit.cli.shared.models import DTYPES, add_hub_options, go_offline
+from minivit.cli.shared.models import DTYPES, go_offline
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "convert",
-        help="write a model as transformers' ViT, DeiT, DINOv2, CLIP, SigLIP or Swin",
-        description="Write any model as config.json, preprocessor_config.json and model.safetensors, for two towers "
-        "with the files of the tokenizer, in the layout of transformers' ViT, DeiT, DINOv2, CLIP, SigLIP, their image "
-        "towers, or Swin: the first that has a place for every part of it. transformers loads the folder and computes "
-        "the same numbers.",
-    )
-    parser.add_argument("source", metavar="SRC", help="hub id, folder or weights file")
-    parser.add_argument("folder", metavar="DST", help="folder for these files, which are replaced")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the stored weights (as in SRC)")
-    add_hub_options(parser)
-    parser.set_defaults(run=run)
-
-
+@command(
+    "convert",
+    help="write a model as transformers' ViT, DeiT, DINOv2, CLIP, SigLIP or Swin",
+    description="Write any model as config.json, preprocessor_config.json and model.safetensors, for two towers "
+    "with the files of the tokenizer, in the layout of transformers' ViT, DeiT, DINOv2, CLIP, SigLIP, their image "
+    "towers, or Swin: the first that has a place for every part of it. transformers loads the folder and computes "
+    "the same numbers.",
+    options=[
+        option("source", metavar="SRC", help="hub id, folder or weights file"),
+        option("folder", metavar="DST", help="folder for these files, which are replaced"),
+        option("--dtype", choices=DTYPES, help="of the stored weights (as in SRC)"),
+        HUB,
+    ],
+)
 def run(args: argparse.Namespace) -> int:
     import torch
 

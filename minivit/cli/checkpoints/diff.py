@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from minivit.cli.shared.command import HUB, JSON, command, option
 from minivit.cli.shared.console import printable, say, table
+from minivit.cli.shared.files import read_image, say_notes
 from minivit.cli.shared.models import go_offline
-from minivit.cli.shared.picture import open_photo, say_notes
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         go_offline()
     image = None
     if len(words) == 2:
-        image, notes = open_photo(words[1])
+        image, notes = read_image(words[1])
         say_notes(words[1], notes)
     found = diff_against(words[0], against, image, revision=args.revision, family=args.family)
     for note in found.notes:

@@ -6,25 +6,20 @@ import argparse
 import json
 from typing import Any
 
+from minivit.cli.shared.command import HUB, JSON, MODEL_ARGUMENT, command
 from minivit.cli.shared.console import printable, say
-from minivit.cli.shared.models import add_hub_options, go_offline
+from minivit.cli.shared.models import go_offline
 from minivit.errors import CheckpointError
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "verify",
-        help="compare a checkpoint with the table of its family",
-        description="Compare a checkpoint with the table of its family, from config.json and the headers of its weight "
-        "files alone: every tensor used once or known to be unused, every parameter filled, every shape equal. "
-        "The exit code is 1 if one is not.",
-    )
-    parser.add_argument("model", metavar="MODEL|PATH", help="hub id, folder or weights file")
-    parser.add_argument("--json", action="store_true", help="write one JSON object")
-    add_hub_options(parser)
-    parser.set_defaults(run=run)
-
-
+@command(
+    "verify",
+    help="compare a checkpoint with the table of its family",
+    description="Compare a checkpoint with the table of its family, from config.json and the headers of its weight "
+    "files alone: every tensor used once or known to be unused, every parameter filled, every shape equal. "
+    "The exit code is 1 if one is not.",
+    options=[MODEL_ARGUMENT, JSON, HUB],
+)
 def run(args: argparse.Namespace) -> int:
     from minivit.weights import verify
 

@@ -22,8 +22,8 @@ from minivit.cli.shared.command import (
 )
 from minivit.cli.shared.console import counter, printable, table
 from minivit.cli.shared.drawing import check_chart
+from minivit.cli.shared.files import pixels_for, read_image, say_notes, show, writing
 from minivit.cli.shared.image import OneImage, label_of, one_image, pick_class, shown_class
-from minivit.cli.shared.picture import open_photo, pixels_for, say_notes, show, writing
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def run_named(one: OneImage, target: int, args: argparse.Namespace) -> int:
 
     source = None
     if args.source:
-        other, notes = open_photo(args.source)
+        other, notes = read_image(args.source)
         say_notes(args.source, notes)
         source = pixels_for(one.model, other)[0]
     gone = {"heads": args.heads, "mlps": args.mlps, "tokens": token_list(args.tokens)}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from minivit.cli.shared.command import A_CLASS, LABELS, ONE_IMAGE, RUN, command, option, output
 from minivit.cli.shared.console import fraction, positive, printable, whole
 from minivit.cli.shared.drawing import add_map_options
+from minivit.cli.shared.files import show, writing
 from minivit.cli.shared.image import OneImage, label_of, one_image, pick_class
 from minivit.cli.shared.models import labels_of
-from minivit.cli.shared.picture import show, writing
 from minivit.errors import UsageError
 from minivit.study.maps.table import METHODS, SETTINGS
 

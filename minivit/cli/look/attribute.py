@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.command import A_CLASS, JSON, ONE_IMAGE, RUN, chart_output, command
 from minivit.cli.shared.console import printable, table
+from minivit.cli.shared.files import writing
 from minivit.cli.shared.image import label_of, one_image, pick_class, shown_class
-from minivit.cli.shared.picture import writing
 
 if TYPE_CHECKING:
     from minivit.model.vit import ViT

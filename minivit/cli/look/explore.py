@@ -8,8 +8,8 @@ from pathlib import Path
 from minivit.cli.shared.command import ONE_IMAGE, RUN, command, option, output
 from minivit.cli.shared.console import positive, printable, say
 from minivit.cli.shared.drawing import add_cmap_option
+from minivit.cli.shared.files import writing
 from minivit.cli.shared.image import one_image
-from minivit.cli.shared.picture import writing
 
 
 @command(

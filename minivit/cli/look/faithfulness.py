@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from minivit.cli.shared.command import JSON, RUN, chart_output, command, option
 from minivit.cli.shared.console import positive, printable, say, table, whole
 from minivit.cli.shared.drawing import add_map_options
+from minivit.cli.shared.files import pixels_for, read_image, say_notes, writing
 from minivit.cli.shared.image import label_of, shown_class
-from minivit.cli.shared.inputs import find_pictures
+from minivit.cli.shared.inputs import find_images
 from minivit.cli.shared.models import load_model
-from minivit.cli.shared.picture import open_photo, pixels_for, say_notes, writing
 from minivit.errors import ImageError, UsageError
 from minivit.study.maps.table import METHODS
 
@@ -139,9 +139,9 @@ def read(model: ViT, args: argparse.Namespace, folder: bool) -> Images:
     from minivit.images.preprocess import box_on_grid
 
     images = Images(names=[], pixels=[])
-    for name in [name for name, _ in find_pictures([args.image], recursive=False)] if folder else [args.image]:
+    for name in [name for name, _ in find_images([args.image], recursive=False)] if folder else [args.image]:
         try:
-            image, notes = open_photo(name)
+            image, notes = read_image(name)
             pixels_1CHW, spec = pixels_for(model, image)
         except ImageError as error:
             if not folder:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.command import IMAGE_FOLDERS, RUN, batch_size, chart_output, command
 from minivit.cli.shared.console import printable, progress, say, table
-from minivit.cli.shared.inputs import find_pictures
+from minivit.cli.shared.files import writing
+from minivit.cli.shared.inputs import find_images
 from minivit.cli.shared.models import load_image_model
-from minivit.cli.shared.picture import writing
 from minivit.errors import ImageError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def readable(model: ImageModel, args: argparse.Namespace, failures: list[str]) -
     from minivit.inference.predict import image_spec_of
 
     spec = image_spec_of(model)
-    for name, image in find_pictures(args.images, recursive=args.recursive):
+    for name, image in find_images(args.images, recursive=args.recursive):
         try:
             if isinstance(image, ImageError):
                 raise image

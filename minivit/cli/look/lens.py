@@ -20,8 +20,8 @@ from minivit.cli.shared.command import (
 )
 from minivit.cli.shared.console import printable, table
 from minivit.cli.shared.drawing import check_chart
+from minivit.cli.shared.files import writing
 from minivit.cli.shared.image import OneImage, label_of, one_image, shown_class
-from minivit.cli.shared.picture import writing
 from minivit.model.config import POOLING_WORDS
 
 if TYPE_CHECKING:

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from minivit.cli.shared.command import LOAD, ONE_IMAGE, command, option, output
 from minivit.cli.shared.console import printable
-from minivit.cli.shared.models import add_hub_options, add_model_option, load_model
-from minivit.cli.shared.picture import check_suffix, open_photo, say_notes, show, writing
+from minivit.cli.shared.files import read_image, say_notes, show, writing
+from minivit.cli.shared.models import load_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "preprocess",
-        help="show the image that the network receives",
-        description="Preprocess one image as the files of a model say, and show or write the pixels that the network "
-        "receives.",
-    )
-    parser.add_argument("image", metavar="IMAGE", help="an image file, or - for standard input")
-    parser.add_argument("--explain", action="store_true", help="print every step, its parameter and where that stands")
-    parser.add_argument("-o", "--out", metavar="FILE", help="write the image, FILE.png (default: draw it as text)")
-    add_model_option(parser)
-    add_hub_options(parser)
-    parser.set_defaults(run=run, device="cpu", dtype="float32")
+def on_the_cpu(parser: argparse.ArgumentParser) -> None:
+    """No --device and --dtype: nothing is computed but the pixels, in float32."""
+    parser.set_defaults(device="cpu", dtype="float32")
 
 
+@command(
+    "preprocess",
+    help="show the image that the network receives",
+    description="Preprocess one image as the files of a model say, and show or write the pixels that the network "
+    "receives.",
+    options=[
+        ONE_IMAGE,
+        option("--explain", action="store_true", help="print every step, its parameter and where it is stated"),
+        output(".png", help="write the image, FILE.png (default: draw it as text)"),
+        *LOAD,
+        on_the_cpu,
+    ],
+)
 def run(args: argparse.Namespace) -> int:
     from minivit.images.describe import explain
     from minivit.inference.predict import image_spec_of
 
-    check_suffix(args.out, ".png")
-    image, notes = open_photo(args.image)
+    image, notes = read_image(args.image)
     model = load_model(args)
     found = explain(image, image_spec_of(model), name=args.image)
     found = replace(found, warnings=(*notes, *found.warnings))

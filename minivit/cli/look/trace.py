@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from minivit.cli.shared.command import ONE_IMAGE, RUN, command, option, output
+from minivit.cli.shared.files import writing
 from minivit.cli.shared.image import one_image
-from minivit.cli.shared.picture import writing
 
 
 @command(

@@ -31,9 +31,6 @@ def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     return "\n".join(lines)
 
 
-columns = table
-
-
 def progress(items: Iterable[T], unit: str, total: int | None = None) -> Iterator[T]:
     """Yield the items, counted on stderr where that is a terminal."""
     if not sys.stderr.isatty():

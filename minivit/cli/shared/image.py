@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.console import printable, say
+from minivit.cli.shared.files import pixels_for, read_image, say_notes
 from minivit.cli.shared.models import load_image_model, load_model
-from minivit.cli.shared.picture import open_photo, pixels_for, say_notes
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def one_image(
         UsageError: the model has no classifier, or is of a kind that the command does not take.
         ModelUnavailableError, CheckpointError: as `minivit.load`.
     """
-    image, notes = open_photo(args.image)
+    image, notes = read_image(args.image)
     if not quiet:
         say_notes(args.image, notes)
     model = load_image_model(args) if any_model else load_model(args)

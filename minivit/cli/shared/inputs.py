@@ -1,4 +1,4 @@
-"""Which pictures a command is to read: files, folders, patterns, lists and standard input, as a stream."""
+"""The images that a command reads: files, folders, patterns, lists and standard input, as a stream."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_inputs(args: argparse.Namespace) -> None:
-    """Refuse, before a model is loaded, what names no picture or standard input twice."""
+    """Refuse, before a model is loaded, arguments that name no image, or standard input twice."""
     if not args.images and args.from_file is None:
         args.usage_error("the following arguments are required: IMAGE or --from-file LIST")
     if args.null and args.from_file is None:
@@ -40,15 +40,15 @@ def check_inputs(args: argparse.Namespace) -> None:
     if uses > 1:
         raise UsageError("- is standard input, which can be read only once")
     if uses and sys.stdin.isatty():
-        what = "a list of paths" if args.from_file == "-" else "one picture"
+        what = "a list of paths" if args.from_file == "-" else "one image"
         raise UsageError(f"- reads {what} from standard input: pipe it in, and name it once")
     if args.from_file not in (None, "-") and not os.path.exists(args.from_file):
         raise UsageError(f"--from-file {args.from_file}: no such file")
 
 
 def find_inputs(args: argparse.Namespace, *, quiet: bool = False) -> Iterator[Found]:
-    """(name, picture) for every picture the options name, as a stream: the arguments in their order, then the list."""
-    yield from find_pictures(args.images, recursive=args.recursive, quiet=quiet)
+    """Yield (name, image) for every image that the options name: the arguments in their order, then the list."""
+    yield from find_images(args.images, recursive=args.recursive, quiet=quiet)
     if args.from_file is not None:
         with _open_list(args.from_file) as file:
             for line in _lines(file, b"\0" if args.null else b"\n"):
@@ -58,17 +58,17 @@ def find_inputs(args: argparse.Namespace, *, quiet: bool = False) -> Iterator[Fo
 
 
 def count_inputs(args: argparse.Namespace) -> int | None:
-    """How many there are, by walking through them once more; None when they come from standard input."""
+    """Return the number of images, by a second walk; None when they come from standard input."""
     return None if args.from_file == "-" else sum(1 for _ in find_inputs(args, quiet=True))
 
 
-def find_pictures(arguments: Iterable[str], *, recursive: bool, quiet: bool = False) -> Iterator[Found]:
-    """(name, picture) for every picture the arguments name, in their order, folders in natural order (2 before 10).
+def find_images(arguments: Iterable[str], *, recursive: bool, quiet: bool = False) -> Iterator[Found]:
+    """Yield (name, image) for every image that the arguments name, in order; folders in natural order (2 before 10).
 
-    A file named outright is tried whatever it is; of a folder, those with a picture's suffix. A
-    pattern is expanded, to files, when none has that very name. A name that finds nothing is passed on,
-    so that it becomes an error record, and so does a folder that cannot be listed. "-" is one picture
-    on standard input. Of a folder only the names are held, one folder at a time.
+    A file that is named is tried whatever its suffix; of a folder, those with an image's suffix. A pattern is expanded
+    to files when no file has that very name. A name that matches nothing is passed on and becomes an error record, and
+    so does a folder that cannot be listed. "-" is one image on standard input. Only the names of one folder are in
+    memory.
     """
     from minivit.images.decode import IMAGE_SUFFIXES
 
@@ -81,7 +81,7 @@ def find_pictures(arguments: Iterable[str], *, recursive: bool, quiet: bool = Fa
                 yield path
             if not found and not quiet:
                 hint = "" if recursive else "; --recursive looks into its folders"
-                say(f"{printable(argument)}: no pictures in this folder{hint}")
+                say(f"{printable(argument)}: no images in this folder{hint}")
         elif not os.path.exists(argument) and glob.has_magic(argument):
             files = (path for path in _expand(argument) if not os.path.isdir(path))
             yield from ((path, path) for path in sorted(files, key=natural) or [argument])
@@ -90,7 +90,7 @@ def find_pictures(arguments: Iterable[str], *, recursive: bool, quiet: bool = Fa
 
 
 def _expand(pattern: str) -> Iterator[str]:
-    """What a pattern matches; like _walk, `**` follows no links to folders, of which glob would walk every loop."""
+    """What a pattern matches; as in _walk, `**` follows no links to folders, where glob would walk every loop."""
     parts = pattern.split("/")
     if "**" not in parts:
         yield from glob.iglob(pattern)
@@ -104,7 +104,7 @@ def _expand(pattern: str) -> Iterator[str]:
 
 
 def natural(name: str) -> tuple[str, str]:
-    """A sort key that counts: img2 before img10. A number is led by its length, so that longer is later."""
+    """Return a sort key of natural order: img2 before img10. A number is preceded by its length."""
 
     def number(match: re.Match[str]) -> str:
         digits = match[0].lstrip("0") or "0"
@@ -114,7 +114,7 @@ def natural(name: str) -> tuple[str, str]:
 
 
 def _walk(folder: str, recursive: bool, suffixes: frozenset[str]) -> Iterator[Found]:
-    """The pictures of a folder, then those of its folders; links to folders are not followed."""
+    """The images of a folder, then those of its folders; links to folders are not followed."""
     files, folders = [], []
     try:
         with os.scandir(folder) as entries:
@@ -138,7 +138,7 @@ def _walk(folder: str, recursive: bool, suffixes: frozenset[str]) -> Iterator[Fo
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself; reading it says so
+    except OSError:  # a link to itself; reading it fails with a message
         return False
 
 
@@ -152,7 +152,7 @@ def _open_list(name: str) -> IO[bytes]:
 
 
 def _standard_input() -> IO[bytes]:
-    """Standard input without a buffer: what has come in is passed on at once, and Ctrl-C finds no lock held."""
+    """Standard input without a buffer: data is passed on at once, and Ctrl-C finds no lock held."""
     return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
 
 

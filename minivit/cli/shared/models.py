@@ -50,12 +50,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def go_offline() -> None:
-    """Keep huggingface_hub from the network; it reads its environment once, when first imported."""
+    """Keep huggingface_hub off the network; it reads its environment once, when first imported."""
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def load_any(args: argparse.Namespace) -> Model:
-    """The model the options ask for; `auto` may fall back to the bundled one, and says so."""
+    """Return the model that the options name; `auto` may fall back to the bundled one, which is said."""
     import torch
 
     from minivit.weights import load
@@ -67,7 +67,7 @@ def load_any(args: argparse.Namespace) -> Model:
     if args.model != "auto":
         return load(args.model, revision=args.revision, family=args.family, dtype=dtype, device=device)
     if args.family:
-        raise UsageError(f"--family {args.family} says what a file is; name the file with --model")
+        raise UsageError(f"--family {args.family} belongs to a file; name the file with --model")
     try:
         return load(DEFAULT_MODEL, revision=args.revision, dtype=dtype, device=device)
     except ModelUnavailableError as error:
@@ -77,7 +77,7 @@ def load_any(args: argparse.Namespace) -> Model:
 
 
 def pick_device(name: str) -> str:
-    """A torch device for --device; `auto` is the first of cuda, mps, cpu that is there.
+    """Return a torch device for --device; `auto` is the first of cuda, mps, cpu that is available.
 
     Raises:
         UsageError: no such device, or not on this machine.
@@ -97,11 +97,11 @@ def pick_device(name: str) -> str:
 
 
 def load_model(args: argparse.Namespace) -> ViT:
-    """The ViT the options ask for, as `plain_vit`; else as `load_any`."""
-    return plain_vit(load_image_model(args))
+    """Return the ViT that the options name, as `vit_of`; else as `load_any`."""
+    return vit_of(load_image_model(args))
 
 
-def plain_vit(model: Model) -> ViT:
+def vit_of(model: Model) -> ViT:
     """Return a loaded model as a ViT: the image tower of a CLIP, else the model itself.
 
     Raises:
@@ -113,9 +113,9 @@ def plain_vit(model: Model) -> ViT:
 
 
 def load_image_model(args: argparse.Namespace) -> ImageModel:
-    """The model that reads pictures, a ViT or a Swin: of two towers, the image tower; else as `load_any`.
+    """Return the model of images, a ViT or a Swin: of two towers the image tower; else as `load_any`.
 
-    Where the command takes --labels and they were given, their texts are its classes.
+    Where the command takes --labels and they were given, these texts are its classes.
     """
     from minivit.model.capabilities import image_model
 
@@ -133,12 +133,12 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
         "--template",
         action="append",
         metavar="TEXT",
-        help='what is said of a label, such as "a photo of a {}"; several are averaged as embeddings ("{}")',
+        help='the text of a label, such as "a photo of a {}"; several are averaged as embeddings ("{}")',
     )
 
 
 def load_zero_shot(args: argparse.Namespace) -> ViT | None:
-    """The model of the options with a class for every label; None where there are no labels.
+    """Return the model of the options with a class for every label; None where there are no labels.
 
     Raises:
         UsageError: a template without labels, a labels file that cannot be read, or a model without a text tower.
@@ -150,12 +150,12 @@ def load_zero_shot(args: argparse.Namespace) -> ViT | None:
 
 
 def labels_of(args: argparse.Namespace) -> list[str] | None:
-    """The labels of the options, in their order; None where none were asked for, or the command takes none."""
+    """Return the labels of the options, in their order; None where there are none, or the command takes none."""
     if not hasattr(args, "labels"):
         return None
     if args.labels is None and args.labels_file is None:
         if args.template:
-            raise UsageError("--template says how labels are spoken of; give them with --labels or --labels-file")
+            raise UsageError("--template needs labels; give them with --labels or --labels-file")
         return None
     labels = list(args.labels or [])
     if args.labels_file is not None:
@@ -168,7 +168,7 @@ def labels_of(args: argparse.Namespace) -> list[str] | None:
 
 
 def load_towers(args: argparse.Namespace) -> CLIP:
-    """The two towers the options ask for.
+    """Return the model with two towers that the options name.
 
     Raises:
         UsageError: a model without a text tower.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.command import HUB, command, option
 from minivit.cli.shared.console import positive, say
-from minivit.cli.shared.models import go_offline, pick_device, plain_vit
+from minivit.cli.shared.models import go_offline, pick_device, vit_of
 from minivit.errors import UsageError
 from minivit.training.recipe import Augmentation, Recipe
 
@@ -155,7 +155,7 @@ def model_of(args: argparse.Namespace, classes: list[str]) -> ViT:
                 "--init brings its own sizes and preprocessing; leave out --preset, sizes, --mean and --std"
             )
         given = load(args.init, attend=attend, revision=args.revision, family=args.family)
-        return with_new_head(plain_vit(given), classes)
+        return with_new_head(vit_of(given), classes)
     side = sizes.pop("image_size", 224 if args.preset else SIZES["image_size"][0])
     if args.preset and sizes:
         raise UsageError(f"--preset {args.preset} sets the sizes; of them only --image-size can be given too")

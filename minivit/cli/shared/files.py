@@ -1,4 +1,4 @@
-"""One picture for the commands that look inside a model."""
+"""Reading an image, writing a file, and drawing an image on the terminal."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ if TYPE_CHECKING:
     from minivit.model.capabilities import ImageModel
 
 
-def open_photo(argument: str) -> tuple[Image.Image, list[str]]:
-    """The upright RGB picture an argument names ("-" is standard input), and what was done to make it that."""
+def read_image(argument: str) -> tuple[Image.Image, list[str]]:
+    """Return the upright RGB image that an argument names ("-" is standard input), and what was done to it."""
     from minivit.images.decode import open_image
 
     notes: list[str] = []
     if argument == "-" and sys.stdin.isatty():
-        raise UsageError("- reads a picture from standard input: pipe it in")
+        raise UsageError("- reads an image from standard input: pipe it in")
     source = BytesIO(sys.stdin.buffer.read()) if argument == "-" else argument
     return open_image(source, name=argument, warn=notes.append), notes
 
 
 def say_notes(argument: str, notes: list[str]) -> None:
-    """Each liberty taken with a picture, as one line of talk."""
+    """Print what was done to an image on stderr, one line each."""
     for note in notes:
         say(f"{printable(argument)}: {note}")
 
 
-def pixels_for(model: ImageModel, photo: Image.Image) -> tuple[Tensor, ImageSpec]:
-    """A picture as this model reads it, pixels (1, C, H, W) on its device and in its dtype, and its preprocessing."""
+def pixels_for(model: ImageModel, image: Image.Image) -> tuple[Tensor, ImageSpec]:
+    """Return an image as pixels (1, C, H, W) on the model's device and in its dtype, and the preprocessing."""
     from minivit.images.preprocess import pixels_from_image, resize_and_crop
     from minivit.inference.predict import image_spec_of
 
     spec = image_spec_of(model)
-    pixels_CHW = pixels_from_image(resize_and_crop(photo, spec), spec)
+    pixels_CHW = pixels_from_image(resize_and_crop(image, spec), spec)
     return pixels_CHW[None].to(model.patch_embed.weight), spec
 
 
 @contextmanager
 def writing(path: str) -> Iterator[None]:
-    """A file that cannot be written is a wrong argument, not a failure of ours."""
+    """Raise UsageError for a file that cannot be written."""
     try:
         yield
     except OSError as error:
