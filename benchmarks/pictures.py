@@ -39,11 +39,14 @@ def minivit(work: Path, *arguments: object) -> None:
     subprocess.run(command, check=True, cwd=work, env=environment, stdout=sys.stderr)
 
 
-def keep(source: Path, name: str, *, colours: int = 128, width: int = WIDTH) -> None:
-    """Write a picture to OUT, at most `width` pixels wide, with a palette of so many colours."""
+def keep(source: Path, name: str, *, width: int = WIDTH) -> None:
+    """Write a picture to OUT, at most `width` pixels wide: drawings as PNG with a palette, photographs as JPEG."""
     image = Image.open(source).convert("RGB")
     image.thumbnail((width, 4 * width), Image.Resampling.LANCZOS)
-    image.quantize(colours, dither=Image.Dither.NONE).save(OUT / name, optimize=True)
+    if name.endswith(".png"):
+        image.quantize(32, dither=Image.Dither.NONE).save(OUT / name, optimize=True)
+    else:
+        image.save(OUT / name, quality=85, optimize=True)
 
 
 def with_larger_crop(model: str, folder: Path, side: int) -> str:
@@ -61,19 +64,19 @@ def with_larger_crop(model: str, folder: Path, side: int) -> str:
 
 
 def overlay(model: str, image: str, work: Path) -> None:
-    """What a patch attends to, over the image."""
-    minivit(work, "attention", image, "-m", model, "--method", "rollout", "--smooth", "-o", work / "a.png")
-    keep(work / "a.png", "overlay.png", width=700)
+    """What the class token attends to in the last layer, over the image."""
+    minivit(work, "attention", image, "-m", model, "--smooth", "-o", work / "a.png")
+    keep(work / "a.png", "overlay.jpg", width=900)
 
 
 def methods(model: str, image: str, work: Path) -> None:
-    """One image, the maps that need no class, side by side."""
-    names = ("raw", "rollout", "similarity", "norms", "pca")
+    """One image and four maps that need no class, side by side."""
+    maps = (["--method", "raw"], ["--method", "raw", "--head", "0"], ["--method", "similarity"], ["--method", "pca"])
     tiles = []
-    for name in names:
-        minivit(work, "attention", image, "-m", model, "--method", name, "--smooth", "-o", work / f"{name}.png")
-        tile = Image.open(work / f"{name}.png").convert("RGB")
-        tile.thumbnail((WIDTH // len(names), WIDTH))
+    for number, options in enumerate(maps):
+        minivit(work, "attention", image, "-m", model, *options, "--smooth", "-o", work / f"{number}.png")
+        tile = Image.open(work / f"{number}.png").convert("RGB")
+        tile.thumbnail((WIDTH // len(maps), WIDTH))
         tiles.append(tile)
     sheet = Image.new("RGB", (sum(tile.width for tile in tiles), max(tile.height for tile in tiles)), "white")
     left = 0
@@ -81,32 +84,32 @@ def methods(model: str, image: str, work: Path) -> None:
         sheet.paste(tile, (left, 0))
         left += tile.width
     sheet.save(work / "methods.png")
-    keep(work / "methods.png", "methods.png")
+    keep(work / "methods.png", "methods.jpg")
 
 
 def heads(model: str, image: str, work: Path) -> None:
-    """All heads of all blocks."""
+    """All heads of all layers."""
     minivit(work, "attention", image, "-m", model, "--grid", "-o", work / "grid.png")
-    keep(work / "grid.png", "heads.png", width=900, colours=64)
+    keep(work / "grid.png", "heads.jpg", width=800)
 
 
 def pca(model: str, image: str, work: Path) -> None:
     """The first three principal components of the patches as colours."""
     minivit(work, "attention", image, "-m", model, "--method", "pca", "-o", work / "pca.png")
-    keep(work / "pca.png", "pca.png", width=700)
+    keep(work / "pca.png", "pca.jpg", width=900)
 
 
 def explorer(model: str, image: str, work: Path) -> None:
     """The explorer's page, as a browser shows it."""
     minivit(work, "explore", image, "-m", model, "--maps", "cls", "-o", work / "page.html")
     screenshot(work / "page.html", work / "page.png", 1400, 1000)
-    keep(work / "page.png", "explorer.png")
+    keep(work / "page.png", "explorer.jpg")
 
 
 def faithfulness(model: str, image: str, work: Path) -> None:
     """Deletion and insertion curves of the methods of a class."""
     minivit(work, "faithfulness", image, "-m", BUNDLED, "-o", work / "curves.png")
-    keep(work / "curves.png", "faithfulness.png", colours=64)
+    keep(work / "curves.png", "faithfulness.jpg", width=1400)
 
 
 def report(model: str, image: str, work: Path) -> None:
@@ -156,7 +159,7 @@ def block(model: str, image: str, work: Path) -> None:
     axes.set(xlim=(-0.5, 6.5), ylim=(-0.55, 1.95))
     axes.axis("off")
     figure.savefig(work / "block.png")
-    keep(work / "block.png", "block.png", colours=32)
+    keep(work / "block.png", "block.png")
 
 
 ARROW = {"arrowstyle": "-|>", "color": LINE, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
@@ -200,7 +203,7 @@ def tree(model: str, image: str, work: Path) -> None:
     axes.set(xlim=(-3.8, 3.3), ylim=(-0.5, len(FLOORS) - 0.5))
     axes.axis("off")
     figure.savefig(work / "tree.png")
-    keep(work / "tree.png", "tree.png", colours=32)
+    keep(work / "tree.png", "tree.png")
 
 
 def lines_of(name: str) -> int:
