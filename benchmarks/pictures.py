@@ -39,13 +39,11 @@ def minivit(work: Path, *arguments: object) -> None:
     subprocess.run(command, check=True, cwd=work, env=environment, stdout=sys.stderr)
 
 
-def keep(source: Path, name: str, *, colours: int | None = 256) -> None:
-    """Write a picture to OUT, at most WIDTH wide, with a palette where that does not show."""
+def keep(source: Path, name: str, *, colours: int = 128, width: int = WIDTH) -> None:
+    """Write a picture to OUT, at most `width` pixels wide, with a palette of so many colours."""
     image = Image.open(source).convert("RGB")
-    image.thumbnail((WIDTH, 4 * WIDTH), Image.Resampling.LANCZOS)
-    if colours:
-        image = image.quantize(colours, dither=Image.Dither.NONE)
-    image.save(OUT / name, optimize=True)
+    image.thumbnail((width, 4 * width), Image.Resampling.LANCZOS)
+    image.quantize(colours, dither=Image.Dither.NONE).save(OUT / name, optimize=True)
 
 
 def with_larger_crop(model: str, folder: Path, side: int) -> str:
@@ -65,7 +63,7 @@ def with_larger_crop(model: str, folder: Path, side: int) -> str:
 def overlay(model: str, image: str, work: Path) -> None:
     """What a patch attends to, over the image."""
     minivit(work, "attention", image, "-m", model, "--method", "rollout", "--smooth", "-o", work / "a.png")
-    keep(work / "a.png", "overlay.png")
+    keep(work / "a.png", "overlay.png", width=700)
 
 
 def methods(model: str, image: str, work: Path) -> None:
@@ -89,13 +87,13 @@ def methods(model: str, image: str, work: Path) -> None:
 def heads(model: str, image: str, work: Path) -> None:
     """All heads of all blocks."""
     minivit(work, "attention", image, "-m", model, "--grid", "-o", work / "grid.png")
-    keep(work / "grid.png", "heads.png")
+    keep(work / "grid.png", "heads.png", width=900, colours=64)
 
 
 def pca(model: str, image: str, work: Path) -> None:
     """The first three principal components of the patches as colours."""
     minivit(work, "attention", image, "-m", model, "--method", "pca", "-o", work / "pca.png")
-    keep(work / "pca.png", "pca.png")
+    keep(work / "pca.png", "pca.png", width=700)
 
 
 def explorer(model: str, image: str, work: Path) -> None:
@@ -113,7 +111,8 @@ def faithfulness(model: str, image: str, work: Path) -> None:
 
 def report(model: str, image: str, work: Path) -> None:
     """The report of a short run of the kernel bench."""
-    kernel = ROOT / "benchmarks" / "kernels" / "online_softmax.py"
+    kernel = "online_softmax.py"
+    shutil.copy(ROOT / "benchmarks" / "kernels" / kernel, work)
     shape = ["--shapes", "4,6,197,64", "--threads", "1", "--budget", "20s", "--seed", "1"]
     minivit(work, "bench", "run", kernel, *shape, "-o", work / "run")
     screenshot(work / "run" / "report.html", work / "report.png", 1200, 760)

@@ -352,7 +352,7 @@ def test_classify_with_labels(clip, photo, tmp_path, capsys):
     "arguments, code, said",
     [
         ([], 5, "cannot name what it sees; use embed, or where it has a text tower --labels"),
-        (["--template", "a {}"], 2, "--template says how labels are spoken of"),
+        (["--template", "a {}"], 2, "--template needs labels"),
         (["--labels-file", "/nowhere/labels.txt"], 2, "/nowhere/labels.txt: no text file to read"),
         (["--labels", "dog", "--template", "a photo"], 2, "template 'a photo' has no {}"),
         (["--labels", "dog", "dog"], 2, "'dog' is given more than once"),
@@ -464,7 +464,7 @@ def test_a_missing_image_file_is_not_taken_as_a_text(clip, photo, tmp_path, caps
     assert main(["similar", "dgo.jpg", str(store)]) == 3
     assert "dgo.jpg" in capsys.readouterr().err
     assert main(["similar", "a dog", str(store)]) == 2
-    assert "written with --pool cls, which no text reaches; embed with --pool projection" in capsys.readouterr().err
+    assert "written with --pool cls, which texts do not have; embed with --pool projection" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -538,7 +538,7 @@ def test_where_siglips_pool_looks(clip, siglip, photo, tmp_path, capsys):
 def test_labels_without_a_class_to_follow_are_refused(clip, photo, capsys):
     options = ["attention", str(photo), "--model", str(clip[0])]
     assert main([*options, "--method", "rollout", "--labels", "a dog"]) == 2
-    assert "--method rollout has no use for --labels" in capsys.readouterr().err
+    assert "--method rollout does not take --labels" in capsys.readouterr().err
     assert main([*options, "--method", "relevance"]) == 2
     assert "where it has a text tower --labels" in capsys.readouterr().err
 

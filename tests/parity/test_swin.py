@@ -335,9 +335,7 @@ def test_python_functions_refuse_a_swin(checkpoint):
 @pytest.mark.parametrize("rule", ["torchvision", "timm"])
 def test_windows_that_fit_are_written_as_transformers_cuts_them(rule, tmp_path):
     # 12, 6 and 3 patches in windows of 3
-    model = build_swin(
-        image_size=(48, 48), windowing=rule, any_size=rule == "torchvision"
-    )  # 12, 6 and 3 in windows of 3
+    model = build_swin(image_size=(48, 48), windowing=rule, any_size=rule == "torchvision")
     minivit.save(model, tmp_path / "out")
     again = minivit.load(tmp_path / "out", dtype=torch.float64)
     pixels = torch.randn(2, 3, *model.config.image_size, dtype=torch.float64)
@@ -466,4 +464,4 @@ def test_eval_scores_a_swin(checkpoint, tmp_path, capsys):
         (tmp_path / name).mkdir()
         Image.effect_noise((60, 60), 50).convert("RGB").save(tmp_path / name / "a.png")
     assert main(["eval", str(checkpoint), str(tmp_path)]) == 0
-    assert "on 2 pictures" in capsys.readouterr().out
+    assert "on 2 images" in capsys.readouterr().out

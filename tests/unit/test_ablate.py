@@ -322,7 +322,7 @@ def test_patching_refuses():
         model(pixels(3))
     wide = build(**FAMILIES["dinov3"])
     small = minivit.trace(wide, pixels(size=(16, 48)), keep="blocks.0.q")
-    with study.patched(wide, small), pytest.raises(ShapeError, match="trace is of 15 tokens, this picture has 18"):
+    with study.patched(wide, small), pytest.raises(ShapeError, match="trace is of 15 tokens, this image has 18"):
         wide(x)
 
 

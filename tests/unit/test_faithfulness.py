@@ -124,7 +124,7 @@ def test_what_cannot_be_scored_is_refused():
     maps = study.random_maps(model.config.layout, 2)
     with pytest.raises(ShapeError, match="2 image"):
         study.curves(model, pixels, maps)
-    with pytest.raises(ShapeError, match=r"expected one picture and \(M, 3, 5\)"):
+    with pytest.raises(ShapeError, match=r"expected one image and \(M, 3, 5\)"):
         study.curves(model, pixels[:1], maps.transpose(1, 2))
     with pytest.raises(UsageError, match="1 to 15"):
         study.curves(model, pixels[:1], maps, steps=16)
