@@ -52,6 +52,8 @@ def diff(
         The table, up to and with the first step out of tolerance as `compare` says, and the causes `find_causes` found.
     """
     steps = list({**theirs.get("float64", {}), **theirs.get("float32", {})})
+    if model.windowed:  # without selectors: what is no step, as the pixels of a file, is not compared
+        steps = [name for name in swin_step_names(model.config) if name in steps]
     exact = copy.deepcopy(model).double()
     ours = {
         "float64": steps_of(exact, pixels_BCHW.double(), steps),
@@ -108,6 +110,8 @@ def find_causes(
     before = float((ours - target).abs().max()) if comparable else float("inf")
     # What people do, then settings read off the numbers, then what can only be said of the numbers themselves.
     rounds: list[Iterable[Tried]] = [search.tried(search.candidates())]
+    if model.windowed:  # first the step's own block alone: a sparse trace may hide a fault that is in one block
+        rounds.insert(0, search.tried(search.candidates(), alone=True))
     if comparable and not model.windowed:
         rounds += [search.tried(search.solved(target)), _rearranged(ours, target, step)]
     for tried in rounds:
@@ -146,20 +150,21 @@ class _Search:
         """All that is tried on a model of this kind."""
         return swin_causes.candidates(self.model) if self.model.windowed else causes.candidates(self.model)
 
-    def tried(self, candidates: Iterable[Candidate]) -> Iterator[Tried]:
-        """Those candidates that edit anything between the last agreed step and this one."""
+    def tried(self, candidates: Iterable[Candidate], *, alone: bool = False) -> Iterator[Tried]:
+        """Those candidates that edit anything between the last agreed step and this one, or `alone` in its block."""
         for candidate in candidates:
-            if edits := self.inside(candidate.edits):
+            if edits := self.inside(candidate.edits, alone=alone):
                 yield candidate.cause, candidate.says, partial(self.run, edits), candidate.slack
 
-    def inside(self, edits: tuple[tuple[str, Edit], ...]) -> tuple[tuple[Edit, int], ...]:
+    def inside(self, edits: tuple[tuple[str, Edit], ...], *, alone: bool = False) -> tuple[tuple[Edit, int], ...]:
         """Those edits that first show after the last agreed step and not behind this one, with the block of each."""
-        found = []
+        own, found = self.step.split(".")[:2], []
         for where, edit in edits:
             for i in range(self.model.config.depth) if "{i}" in where else [-1]:
+                name = where.replace("{i}", str(i))
                 # Without a head the last step is "pooled"; a stage of a Swin is no block.
-                place = self.order.get(where.replace("{i}", str(i)), self.order["pooled"] if i < 0 else -1)
-                if self.last < place <= self.at:
+                place = self.order.get(name, self.order["pooled"] if i < 0 else -1)
+                if self.last < place <= self.at and (not alone or name.split(".")[:2] == own):
                     found.append((edit, i))
         return tuple(found)
 

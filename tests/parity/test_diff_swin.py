@@ -133,6 +133,28 @@ def test_the_fault_of_a_port_is_named(fault, step, words):
     assert words in causes[0].says
 
 
+@pytest.mark.parametrize("faulty", [[3], [0, 1, 2, 3]], ids=["one block", "every block"])
+def test_a_sparse_trace_is_enough(faulty):
+    """Only what block 3 returns: a fault of that block alone and a fault of every block are both named."""
+    port = seeded()
+    for i in faulty:
+        port.blocks[i].mlp.act = nn.GELU(approximate="tanh")
+    name = "blocks.3.resid_post"
+    theirs = {name: parity.swin_steps(port, PIXELS, [name])[name]}
+    rows, causes = parity.diff(seeded().float(), PIXELS.float(), {"float64": theirs})
+    assert [row.name for row in rows] == [name]
+    assert [cause.cause for cause in causes] == ["GELU form"]
+    assert causes[0].after == 0
+
+
+def test_what_is_no_step_is_not_compared():
+    steps = parity.swin_steps(seeded(), PIXELS)
+    rows, causes = parity.diff_swin(seeded().float(), PIXELS.float(), {"float64": {"pixels": PIXELS, **steps}})
+    assert [row.name for row in rows] == list(steps)
+    assert rows[-1].equal
+    assert causes == []
+
+
 def test_a_rule_that_makes_nothing_of_a_picture_is_no_cause():
     """8 x 40 pixels: 2 x 10 tokens, less than a window, which torchvision alone pads."""
     model, pixels = build_swin(windowing="torchvision").float(), PIXELS[:, :, :8, :40].float()
