@@ -15,8 +15,10 @@ from minivit.model.attention import Attend
 from minivit.model.block import activation
 from minivit.model.config import ACTIVATIONS, POSITION_RESAMPLINGS
 from minivit.model.vit import ViT
-from minivit.parity.edits import B, Candidate, Edit, block_of, configured, put, qkv_rows, swap
+from minivit.parity.edits import B, Candidate, Edit, at, block_of, configured, put, qkv_rows, swap
 
+QKV = (B + "q", B + "k", B + "v")
+MERGED = (B + "attn.mix", B + "attn.out")  # a dump may hold the kernel's output or the merged one
 EPS = (1e-12, 1e-8, 1e-6, 1e-5, 1e-3)
 
 
@@ -97,11 +99,11 @@ def _order_candidates(model: ViT) -> Iterator[Candidate]:
     for order in itertools.permutations(range(3)):
         if order != (0, 1, 2):
             letters = ", ".join("qkv"[part] for part in order)
-            place = B + ("q" if order[0] != 0 else "k")
             # Their q is the rows of our part order.index(0), and so on.
             index = torch.cat([rows.view(3, width)[order.index(part)] for part in range(3)])
             says = f"rows of the fused projection are taken as {letters}, here as q, k, v"
-            yield Candidate("qkv order", says, ((place, qkv_rows(index)),))
+            moved = [B + "qkv"[part] for part in range(3) if order[part] != part]
+            yield Candidate("qkv order", says, at(moved, qkv_rows(index)))
     packings = {
         "per head as (head, qkv, channel)": rows.view(heads, 3, size).transpose(0, 1),
         "per head as (head, channel, qkv)": rows.view(heads, size, 3).permute(2, 0, 1),
@@ -109,26 +111,23 @@ def _order_candidates(model: ViT) -> Iterator[Candidate]:
     }
     for name, packed in packings.items():
         says = f"rows of the fused projection are packed {name}, here as (qkv, head, channel)"
-        yield Candidate("qkv order", says, ((B + "q", qkv_rows(packed.flatten())),))
+        yield Candidate("qkv order", says, at(QKV, qkv_rows(packed.flatten())))
 
     interleaved = rows.view(3, size, heads).transpose(1, 2).flatten()
-    split: tuple[str, Edit] = (B + "q", qkv_rows(interleaved))
+    split = at(QKV, qkv_rows(interleaved))
     # (B, A, N, K) -> (B, N, K, A) -> (B, N, D)
-    mixed: tuple[str, Edit] = (B + "attn.mix", _merge(lambda x: x.permute(0, 2, 3, 1).flatten(2)))
+    mixed = at(MERGED, _merge(lambda x: x.permute(0, 2, 3, 1).flatten(2)))
     inner = "the heads are the inner axis (channel c of head a at c * heads + a)"
-    yield Candidate("head order", f"{inner}, when split and when merged; here a * head_dim + c", (split, mixed))
-    yield Candidate("head order", f"{inner}, when split; here a * head_dim + c", (split,))
-    yield Candidate("head order", f"{inner}, when merged; here a * head_dim + c", (mixed,))
+    yield Candidate("head order", f"{inner}, when split and when merged; here a * head_dim + c", split + mixed)
+    yield Candidate("head order", f"{inner}, when split; here a * head_dim + c", split)
+    yield Candidate("head order", f"{inner}, when merged; here a * head_dim + c", mixed)
     # (B, A, N, K) read as (B, N, D)
     flat: Edit = _merge(lambda x: x.reshape(len(x), x.shape[2], -1))
-    yield Candidate(
-        "head order", "the heads are merged without moving the tokens to the front", ((B + "attn.mix", flat),)
-    )
-    edits = []
-    for step, turn in ((B + "q", True), (B + "attn.mix", False)):
-        backwards = rows.view(3, heads, size).flip(1).flatten()
-        edits.append((step, qkv_rows(backwards) if turn else _merge(lambda x: x.flip(1).transpose(1, 2).flatten(2))))
-    yield Candidate("head order", "the heads are in the opposite order", tuple(edits))
+    says = "the heads are merged without moving the tokens to the front"
+    yield Candidate("head order", says, at(MERGED, flat))
+    backwards = at(QKV, qkv_rows(rows.view(3, heads, size).flip(1).flatten()))
+    merged = at(MERGED, _merge(lambda x: x.flip(1).transpose(1, 2).flatten(2)))
+    yield Candidate("head order", "the heads are in the opposite order", backwards + merged)
 
 
 def _without(stack: ExitStack, module: nn.Module | None, rows: slice = slice(None)) -> None:
@@ -147,8 +146,9 @@ def _bias_candidates(model: ViT) -> Iterator[Candidate]:
     def around(path: str) -> Edit:
         return lambda stack, m, i: _without(stack, getattr(m, path))
 
+    all_three = at(QKV, inside("attn.qkv"))
+    yield Candidate("missing bias", "queries, keys and values have no bias", all_three, whole=True)
     for name, step, rows in (
-        ("queries, keys and values have", "q", slice(None)),
         ("queries have", "q", slice(width)),
         ("keys have", "k", slice(width, 2 * width)),
         ("values have", "v", slice(2 * width, None)),
@@ -193,7 +193,7 @@ def _token_candidates(model: ViT) -> Iterator[Candidate]:
                 says = f"positions are resampled by the rule {rule!r}, here by {config.position_resampling!r}"
                 # Some rules resample in float32 whatever the dtype; a port may not.
                 edit = configured(position_resampling=rule)
-                yield Candidate("position resampling", says, (("embed.tokens", edit),), 2.0**-21)
+                yield Candidate("position resampling", says, (("embed.tokens", edit),), slack=2.0**-21)
 
     def embedded(arrange: Callable[[list[Tensor], Tensor, Tensor], list[Tensor]]) -> Edit:
         """Another way from prefix tokens (1, n, D) each, patches (B, P, D) and positions (1, N, D) to the tokens."""

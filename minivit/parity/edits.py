@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -23,7 +23,13 @@ class Candidate(NamedTuple):
     cause: str  # its short name: eps, GELU form, head order, qkv order, missing bias, scale, ...
     says: str  # in words
     edits: tuple[tuple[str, Edit], ...]  # each behind the first step that it changes; "{i}" in it: in every block
+    whole: bool = False  # proven only where every one of its steps is known
     slack: float = 0.0  # error that remains at best, as a fraction of the largest magnitude
+
+
+def at(steps: Sequence[str], edit: Edit) -> tuple[tuple[str, Edit], ...]:
+    """Return one edit behind each of several steps; it is applied once, whichever of them it is needed for."""
+    return tuple((step, edit) for step in steps)
 
 
 def swap(stack: ExitStack, owner: nn.Module, name: str, value: object) -> None:

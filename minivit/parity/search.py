@@ -25,7 +25,8 @@ from minivit.parity.swin import swin_step_names, swin_steps
 from minivit.study.names import step_names
 from minivit.study.tracing import trace
 
-Tried = tuple[str, str, Callable[[], Tensor | None], float]  # cause, in words, the step under it, slack
+# cause, in words, the step under it, slack, whether another step of the other side speaks against it
+Tried = tuple[str, str, Callable[[], Tensor | None], float, Callable[[], bool]]
 
 
 class Cause(NamedTuple):
@@ -103,7 +104,8 @@ def find_causes(
         agreed: the steps before it that agreed, in the order of the forward pass.
         tolerance: of the step, as `compare` found it.
     """
-    search = _Search(model, pixels_BCHW, step, {name: tensor.double() for name, tensor in theirs.items()}, agreed)
+    exact = {name: tensor.double() for name, tensor in theirs.items()}
+    search = _Search(model, pixels_BCHW, step, exact, agreed, tolerance)
     ours, target = search.run(()), theirs[step].double()
     assert ours is not None
     comparable = ours.shape == target.shape
@@ -116,24 +118,32 @@ def find_causes(
         rounds += [search.tried(search.solved(target)), _rearranged(ours, target, step)]
     for tried in rounds:
         found = []
-        for cause, says, compute, slack in tried:
+        for cause, says, compute, slack, refuted in tried:
             result = compute()
             if result is not None and result.shape == target.shape:
                 after = float((result - target).abs().max())
-                if after <= max(tolerance, slack * float(target.abs().max())) and after < before / 2:
+                near = after <= max(tolerance, slack * float(target.abs().max())) and after < before / 2
+                if near and not refuted():
                     found.append(Cause(cause, says, before, after))
         if found:
             return sorted(found, key=lambda cause: cause.after)
-    return _rounded(ours, theirs[step], before) if comparable and not model.windowed else []
+    return search.rounded(ours, theirs[step], before) if comparable and not model.windowed else []
 
 
 class _Search:
     """Our model between the last step that agreed and the one that does not."""
 
     def __init__(
-        self, model: ImageModel, pixels_BCHW: Tensor, step: str, theirs: dict[str, Tensor], agreed: Sequence[str]
+        self,
+        model: ImageModel,
+        pixels_BCHW: Tensor,
+        step: str,
+        theirs: dict[str, Tensor],
+        agreed: Sequence[str],
+        tolerance: float,
     ):
-        self.model, self.pixels, self.step = model, pixels_BCHW, step
+        self.model, self.pixels, self.step, self.theirs = model, pixels_BCHW, step, theirs
+        self.relative = tolerance / float(theirs[step].abs().max() or 1)  # the tolerance of the step, for others
         self.order = {name: place for place, name in enumerate(all_step_names(model))}
         self.at = self.order[step.partition("[")[0]]
         self.last = max((self.order[name.partition("[")[0]] for name in agreed), default=-1)
@@ -154,7 +164,31 @@ class _Search:
         """Those candidates that edit anything between the last agreed step and this one, or `alone` in its block."""
         for candidate in candidates:
             if edits := self.inside(candidate.edits, alone=alone):
-                yield candidate.cause, candidate.says, partial(self.run, edits), candidate.slack
+                refuted = partial(self.refuted, candidate, edits)
+                yield candidate.cause, candidate.says, partial(self.run, edits), candidate.slack, refuted
+
+    def refuted(self, candidate: Candidate, edits: tuple[tuple[Edit, int], ...]) -> bool:
+        """Whether another step of this block that the candidate changes is known, and is not what it computes."""
+        if not self.step.startswith("blocks."):
+            return False
+        block = self.step.split(".")[1]
+        steps = [(where.replace("{i}", block), edit) for where, edit in candidate.edits if "{i}" in where]
+        later = list(edits)
+        for name, edit in sorted(steps, key=lambda step: self.order[step[0]]):
+            if self.order[name] <= self.at:
+                continue
+            later += [(edit, int(block))] if (edit, int(block)) not in later else []
+            if name not in self.theirs:
+                if candidate.whole:
+                    return True
+                continue
+            made, known = self.run(tuple(later), name), self.theirs[name]
+            if made is None or made.shape != known.shape:
+                return True
+            allowed = 10 * max(self.relative, candidate.slack) * float(known.abs().max())
+            if float((made - known).abs().max()) > allowed:
+                return True
+        return False
 
     def inside(self, edits: tuple[tuple[str, Edit], ...], *, alone: bool = False) -> tuple[tuple[Edit, int], ...]:
         """Those edits that first show after the last agreed step and not behind this one, with the block of each."""
@@ -164,17 +198,22 @@ class _Search:
                 name = where.replace("{i}", str(i))
                 # Without a head the last step is "pooled"; a stage of a Swin is no block.
                 place = self.order.get(name, self.order["pooled"] if i < 0 else -1)
-                if self.last < place <= self.at and (not alone or name.split(".")[:2] == own):
+                inside = self.last < place <= self.at and (not alone or name.split(".")[:2] == own)
+                if inside and (edit, i) not in found:
                     found.append((edit, i))
         return tuple(found)
 
     @torch.no_grad()
-    def run(self, edits: tuple[tuple[Edit, int], ...], step: str | None = None) -> Tensor | None:
+    def run(
+        self, edits: tuple[tuple[Edit, int], ...], step: str | None = None, dtype: torch.dtype = torch.float64
+    ) -> Tensor | None:
         """The step, or another, under some edits; None where the model then refuses the image."""
         model, step = self.model, step or self.step
+        if dtype != torch.float64:
+            model = copy.deepcopy(model).to(dtype)
         with ExitStack() as stack:
             if self.stream is not None:
-                stream = self.stream
+                stream = self.stream.to(dtype)
 
                 def embed(pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
                     model.patch_embed(pixels_BCHW)  # where a trace begins
@@ -186,9 +225,20 @@ class _Search:
             for edit, i in edits:
                 edit(stack, model, i)
             try:
-                return steps_of(model, self.pixels, [step])[step].double()
+                return steps_of(model, self.pixels.to(dtype), [step])[step].double()
             except ShapeError:  # another rule of padding
                 return None
+
+    def rounded(self, ours: Tensor, theirs: Tensor, before: float) -> list[Cause]:
+        """A step whose numbers all fit a lower precision, where rounding to it or computing in it explains them."""
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            finer = torch.finfo(theirs.dtype).eps < torch.finfo(dtype).eps or theirs.dtype == dtype != torch.float32
+            if finer and torch.equal(theirs.double(), theirs.to(dtype).double()):
+                redone = [ours.to(dtype).double(), self.run((), dtype=dtype)]
+                after = min(float((x - theirs.double()).abs().max()) for x in redone if x is not None)
+                if after < before / 2:
+                    return [Cause("dtype", f"all its numbers are {str(dtype).removeprefix('torch.')}", before, after)]
+        return []
 
     def solved(self, target: Tensor) -> Iterator[Candidate]:
         """Settings that can be read off the other side's numbers: any eps of a norm, any scale of attention."""
@@ -233,21 +283,7 @@ def _rearranged(ours: Tensor, target: Tensor, step: str) -> Iterator[Tried]:
         order = apart_AA.argmin(dim=0)
         if len(set(order.tolist())) == len(order):
             words = f"the heads are in the order {', '.join(map(str, order.tolist()))}, here from 0 up"
-            yield "head order", words, lambda: ours[:, order], 0.0
+            yield "head order", words, lambda: ours[:, order], 0.0, lambda: False
     factor = float((ours * target).sum() / (ours * ours).sum()) if ours.any() else 1.0
     cause = "scale" if step.partition("[")[0].endswith((".q", ".k", ".v", ".attn.scores")) else "factor"
-    yield cause, f"the step is {factor:.4g} times ours", lambda: ours * factor, 0.0
-
-
-def _rounded(ours: Tensor, theirs: Tensor, before: float) -> list[Cause]:
-    """A step all of whose numbers fit a lower precision, and are as near to ours as that lets them be."""
-    largest = float(ours.abs().max())
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        finer = torch.finfo(theirs.dtype).eps < torch.finfo(dtype).eps or theirs.dtype == dtype != torch.float32
-        fits = torch.equal(theirs.double(), theirs.to(dtype).double())
-        # A few multiplications and sums in that precision; not another formula.
-        if finer and fits and before <= 8 * torch.finfo(dtype).eps * largest:
-            name = str(dtype).removeprefix("torch.")
-            after = float((ours.to(dtype).double() - theirs.double()).abs().max())
-            return [Cause("dtype", f"all its numbers are {name}", before, after)]
-    return []
+    yield cause, f"the step is {factor:.4g} times ours", lambda: ours * factor, 0.0, lambda: False
