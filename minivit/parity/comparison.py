@@ -16,6 +16,8 @@ EXACT = 1e-9
 # size: eight times ours is allowed, and at least four units in the last place.
 ROUNDINGS = 8
 LAST_PLACES = 4
+# The rounding error of bfloat16 and float16 is large, and eight times as much would hide a wrong formula.
+HALF_ROUNDINGS = 2
 
 
 class Measure(NamedTuple):
@@ -50,6 +52,11 @@ class Row:
         return next((dtype for dtype, measure in self.measures.items() if not measure.equal), None)
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """Return the plain name of a dtype, such as float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 def measure(ours: Tensor, theirs: Tensor, tolerance: float) -> Measure:
     """Return how far two tensors of one shape are apart, computed in float64."""
     a, b = ours.double(), theirs.double()
@@ -80,8 +87,9 @@ def compare(ours: Mapping[str, Mapping[str, Tensor]], theirs: Mapping[str, Mappi
 
     Args:
         ours: {"float64": {step: tensor}, "float32": {step: tensor}}, both.
-        theirs: the same, with one dtype or both; a step that is missing is not compared. Tensors of fewer bits
-            are judged as float32.
+        theirs: the same, with one dtype or both; a step that is missing is not compared. Tensors of fewer bits stand
+            under "float32". Where `ours` has them under the name of their dtype, HALF_ROUNDINGS times our own rounding
+            error in that dtype is allowed.
     """
     for name, exact in ours["float64"].items():
         there = {dtype: theirs[dtype][name] for dtype in ("float64", "float32") if name in theirs.get(dtype, {})}
@@ -99,6 +107,10 @@ def compare(ours: Mapping[str, Mapping[str, Tensor]], theirs: Mapping[str, Mappi
                 "float32": max(ROUNDINGS * own, LAST_PLACES * torch.finfo(torch.float32).eps * largest),
             }
             mine = {"float64": exact, "float32": rounded}
+            half = there.get("float32", rounded).dtype
+            if name in ours.get(name_of(half), {}) and half != torch.float32:
+                own = float((ours[name_of(half)][name].double() - exact).abs().max())
+                allowed["float32"] = max(HALF_ROUNDINGS * own, LAST_PLACES * torch.finfo(half).eps * largest)
             measures = {dtype: measure(mine[dtype], tensor, allowed[dtype]) for dtype, tensor in there.items()}
         row = Row(name=name, shape=tuple(exact.shape), theirs=shape, measures=measures)
         yield row

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from minivit.errors import ShapeError
 from minivit.model.capabilities import ImageModel, require_vit
 from minivit.parity import causes, swin_causes
-from minivit.parity.comparison import Row, compare, tolerance_of
+from minivit.parity.comparison import Row, compare, name_of, tolerance_of
 from minivit.parity.edits import Candidate, Edit, block_of, swap
 from minivit.parity.swin import swin_step_names, swin_steps
 from minivit.study.names import step_names
@@ -60,6 +60,9 @@ def diff(
         "float64": steps_of(exact, pixels_BCHW.double(), steps),
         "float32": steps_of(model, pixels_BCHW.float(), steps),
     }
+    halves = {tensor.dtype for tensor in theirs.get("float32", {}).values()} & {torch.bfloat16, torch.float16}
+    for half in halves:  # our own rounding error in the other side's precision
+        ours[name_of(half)] = steps_of(copy.deepcopy(model).to(half), pixels_BCHW.to(half), steps)
     rows = list(compare(ours, theirs))
     if not rows or rows[-1].equal:
         return rows, []

@@ -655,3 +655,17 @@ def test_a_cause_that_a_dumped_step_refutes_is_not_named():
             block.attn.qkv.bias[:21] = 0
     _, causes = parity.diff(model, x, {"float64": dict(minivit.trace(exact, x.double()))})
     assert [cause.says for cause in causes] == ["queries have no bias"]
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_break_is_the_bug_and_not_the_rounding(half):
+    """A port in half precision is equal but for rounding; with a bug in block 1 the break stands there."""
+    model, x = small(), fakes.pixels(dtype=torch.float32)
+    port = copy.deepcopy(model).to(half)
+    rows, causes = parity.diff(model, x, {"float32": dict(minivit.trace(port, x.to(half)))})
+    assert rows[-1].equal, rows[-1]
+    assert causes == []
+    with torch.no_grad():
+        port.blocks[1].mlp.fc2.weight.mul_(3)
+    rows, _ = parity.diff(model, x, {"float32": dict(minivit.trace(port, x.to(half)))})
+    assert rows[-1].name == "blocks.1.mlp.out"
