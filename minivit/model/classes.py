@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from minivit.errors import UsageError
 from minivit.model.capabilities import ImageModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def find_class(model: ImageModel, asked: str | int) -> int:
@@ -47,3 +52,19 @@ def _parts(label: str) -> list[str]:
 def class_name(model: ImageModel, index: int) -> str:
     """Return a class as it is shown: "Samoyed (258)", or "class 258" where the checkpoint names none."""
     return f"{model.labels[index]} ({index})" if model.labels else f"class {index}"
+
+
+def score_of(model: ImageModel) -> str:
+    """Return how the logits of a model become scores: config.score, and "none" where a softmax has one class only."""
+    config = model.config
+    return "none" if config.score == "softmax" and config.classes == 1 else config.score
+
+
+def class_scores(logits: Tensor, score: str) -> Tensor:
+    """Return the scores of logits (..., L), float64: probabilities, or with "none" the logits themselves.
+
+    Args:
+        score: as `score_of` returns it.
+    """
+    exact = logits.double()
+    return {"softmax": lambda: exact.softmax(dim=-1), "sigmoid": exact.sigmoid, "none": lambda: exact}[score]()

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from minivit.errors import ShapeError
+from minivit.model.classes import class_scores, score_of
 from minivit.model.config import TokenLayout, ViTConfig
 from minivit.model.vit import ViT
+from minivit.study.changes import softmax_needed
 from minivit.study.circuits.heads import attention_distance, attention_entropy
 from minivit.study.circuits.lens import lens
 from minivit.study.maps.attention import rollout
@@ -38,14 +40,14 @@ class Exploration:
     pca_Shw3: Tensor  # every patch along the three principal components of its stream
     pca_share_S: Tensor  # of the patches' variance, what the three hold
     best_T: Tensor | None = None  # the most likely classes, best first, int64
-    scores_T: Tensor | None = None  # their softmax probabilities
+    scores_T: Tensor | None = None  # their scores, as config.score says: probabilities, or logits
     relevance_TLhw: Tensor | None = None  # for each of them, by the first block that takes part
-    lens_SNT: Tensor | None = None  # probability of each of them, read from every token; row N is what the head reads
+    lens_SNT: Tensor | None = None  # score of each of them, read from every token; row N is what the head reads
     lens_labels_SNJ: Tensor | None = None  # the most likely classes of every token, int64; rows as before
-    lens_scores_SNJ: Tensor | None = None  # their probabilities
+    lens_scores_SNJ: Tensor | None = None  # their scores
 
 
-def explore(model: ViT, pixels_BCHW: Tensor, *, top_k: int = 5, labels: int = 3) -> Exploration:
+def explore(model: ViT, pixels_BCHW: Tensor, *, top_k: int = 5, labels: int = 3, resample: bool = False) -> Exploration:
     """Run one picture once forward, and once backward for each of its `top_k` classes, and gather what there is to see.
 
     Rollout and PCA are those of `rollout` and `pca`, relevance that of `relevance`, the lens `lens` of each token
@@ -55,15 +57,17 @@ def explore(model: ViT, pixels_BCHW: Tensor, *, top_k: int = 5, labels: int = 3)
         pixels_BCHW: one picture, B = 1.
         top_k: how many classes are followed.
         labels: how many labels of every lens are kept.
+        resample: as in `ViT.embed`.
 
     Raises:
         ShapeError: more or fewer pictures than one, or a size the model does not take.
     """
     if len(pixels_BCHW) != 1:
         raise ShapeError(f"{len(pixels_BCHW)} pictures; the explorer shows one")
-    config, layout = model.config, model.layout_of(pixels_BCHW)
+    config, layout = model.config, model.layout_of(pixels_BCHW, resample=resample)
     streams = ["embed.tokens", *(f"blocks.{i}.resid_post" for i in range(config.depth))]
-    kept = trace(model, pixels_BCHW, keep=[*streams, "blocks.*.q", "blocks.*.k"], limit=None)
+    with softmax_needed(model, "the explorer"):
+        kept = trace(model, pixels_BCHW, keep=[*streams, "blocks.*.q", "blocks.*.k"], limit=None, resample=resample)
     distances, entropies, greatest, fused = [], [], [], []
     for probs_BANM in kept.attention:
         distances.append(attention_distance(probs_BANM, layout, config.patch_size)[0])
@@ -84,24 +88,25 @@ def explore(model: ViT, pixels_BCHW: Tensor, *, top_k: int = 5, labels: int = 3)
         norms_SN=_plain([kept[name][0].norm(dim=-1) for name in streams]),
         pca_Shw3=_plain(components),
         pca_share_S=_plain(shares),
-        **(_of_the_head(model, pixels_BCHW, kept, streams, top_k, labels) if config.classes else {}),
+        **(_of_the_head(model, pixels_BCHW, kept, streams, top_k, labels, resample) if config.classes else {}),
     )
 
 
 def _of_the_head(
-    model: ViT, pixels_BCHW: Tensor, kept: Trace, streams: Sequence[str], top_k: int, labels: int
+    model: ViT, pixels_BCHW: Tensor, kept: Trace, streams: Sequence[str], top_k: int, labels: int, resample: bool
 ) -> dict[str, Tensor]:
     """What only a model with a head has to show."""
     classes = model.config.classes
     logits_L = lens(model, [kept[streams[-1]]])[0, 0, 0]  # of the last block the model's own answer, to the last bit
-    scores_T, best_T = logits_L.double().softmax(dim=-1).topk(min(top_k, classes))
-    relevance_TLBhw = relevance_by_start(model, pixels_BCHW, best_T.tolist())
+    how = score_of(model)
+    scores_T, best_T = class_scores(logits_L, how).topk(min(top_k, classes))
+    relevance_TLBhw = relevance_by_start(model, pixels_BCHW, best_T.tolist(), resample=resample)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.no_grad():
         for name in streams:  # one at a time: all tokens of all streams by all classes may be much
             tokens_LR = lens(model, [kept[name]], rows=range(kept.layout.count))[0, 0]
             head_L1 = lens(model, [kept[name]])[0, 0]
-            probs_NL = torch.cat([tokens_LR, head_L1]).float().softmax(dim=-1)
+            probs_NL = class_scores(torch.cat([tokens_LR, head_L1]), how).float()
             strongest = probs_NL.topk(min(labels, classes))
             found.append((probs_NL[:, best_T], strongest.indices, strongest.values))
     lens_SNT, lens_labels_SNJ, lens_scores_SNJ = (torch.stack(parts).cpu() for parts in zip(*found, strict=True))

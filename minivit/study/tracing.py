@@ -9,14 +9,15 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, cast, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minivit.errors import UsageError
-from minivit.model.attention import Attend, AttentionPool, SelfAttention, attention_probs
+from minivit.model.attention import attention_probs
 from minivit.model.block import Block
 from minivit.model.capabilities import require_vit
 from minivit.model.config import TokenLayout
 from minivit.model.vit import ViT
+from minivit.study.changes import AttendCall, AttendChange, ModuleChange, at_attention, at_module, knocked_out
 from minivit.study.selectors import Selected, read_keep, read_limit
 from minivit.weights.shards import save_file
 
@@ -37,6 +38,7 @@ class Trace(Mapping[str, Tensor]):
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.scales: dict[int, float] = {}  # of every block's attention
+        self.allowed: dict[int, Tensor] = {}  # of blocks with knocked-out attention: (A, N, M), bool
         self.grid_layout: TokenLayout | None = None
 
     @property
@@ -95,8 +97,10 @@ class Trace(Mapping[str, Tensor]):
             "layout": {"cls": layout.cls, "dist": layout.dist, "registers": layout.registers, "grid": layout.grid},
             "scales": self.scales,
             "names": list(self),  # in the order of the forward pass, which safetensors does not keep
+            "knocked_out": list(self.allowed),  # blocks
         }
-        save_file(self.tensors, path, metadata={"minivit.trace": json.dumps(about)})
+        masks = {_mask_name(block): allowed for block, allowed in self.allowed.items()}
+        save_file({**self.tensors, **masks}, path, metadata={"minivit.trace": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
@@ -112,11 +116,17 @@ class Trace(Mapping[str, Tensor]):
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["minivit.trace"])
                 trace.tensors = {name: file.get_tensor(name) for name in about["names"]}
+                blocks = about.get("knocked_out", [])  # not in older files
+                trace.allowed = {block: file.get_tensor(_mask_name(block)) for block in blocks}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise UsageError(f"{os.fspath(path)}: not a trace written by minivit ({error})") from None
         trace.grid_layout = TokenLayout(**{**about["layout"], "grid": tuple(about["layout"]["grid"])})
         trace.scales = {int(block): scale for block, scale in about["scales"].items()}
         return trace
+
+
+def _mask_name(block: int) -> str:
+    return f"blocks.{block}.attn.allowed"
 
 
 class LayerProbs(Sequence[Tensor]):
@@ -142,7 +152,8 @@ class LayerProbs(Sequence[Tensor]):
             return probs
         if q is None or k is None:
             raise UsageError(f"the attention of block {block} needs its q and k: keep blocks.*.q and blocks.*.k whole")
-        return attention_probs(q, k, scale=self.trace.scales[block])
+        allowed = self.trace.allowed.get(block)
+        return attention_probs(q, k, scale=self.trace.scales[block], bias=knocked_out(allowed, q))
 
 
 @overload
@@ -176,8 +187,8 @@ def trace(
 
     Only the model's `attend` is replaced, by a function that records and calls it: the output is the same to the last
     bit under any kernel, and all hooks are removed afterwards, on an error too. Attention scores and probabilities are
-    computed beside the kernel from the q and k it received (after a rotation, where the model has one), for the
-    selected heads and query rows only.
+    computed beside the kernel from the q and k it received (after a rotation, where the model has one, and after
+    interventions), for the selected heads and query rows only. It records the forward passes of its own thread.
 
     Args:
         pixels_BCHW: run the model on them, without gradients unless `grad`. Without pixels the result
@@ -205,10 +216,11 @@ def trace(
 def _recording(model: ViT, selected: list[Selected], limit: int | None, grad: bool) -> Iterator[Trace]:
     result = Trace()
 
-    def begin(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def begin(pixels_BCHW: Tensor, *others: Any) -> None:
         """Before the first step of a forward pass: clear the last one, find the layout, check the limit."""
-        batch, _, height, width = args[0].shape
+        batch, _, height, width = pixels_BCHW.shape
         result.tensors.clear()
+        result.allowed.clear()
         result.grid_layout = model.config.layout_for((height, width))
         result.scales = dict(enumerate(cast(Block, layer).attn.scale for layer in model.blocks))
         numbers = sum(_numel(item, model, batch, result.layout) for item in selected)
@@ -222,31 +234,25 @@ def _recording(model: ViT, selected: list[Selected], limit: int | None, grad: bo
     def put(item: Selected, x: Tensor) -> None:
         result.tensors[item.key] = x if grad else _own(x.detach())
 
-    def hook_for(items: list[Selected]) -> Callable[..., None]:
-        """A hook of one module: it records the input where it is called with two arguments, the output with three."""
-
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
+    def record(items: list[Selected]) -> Callable[..., None]:
+        def recorded(x: Tensor, *others: Any) -> None:
             for item in items:
-                x = args[0] if output is None else output
-                if item.step.axes == "BANK":
-                    # (B, N, A*K) -> (B, N, A, K) -> (B, A, N, K)
-                    x = x.unflatten(-1, (model.config.heads, -1)).transpose(1, 2)
-                put(item, _select(x, item, result.layout))
+                # (B, N, A*K) -> (B, N, A, K) -> (B, A, N, K)
+                split = x.unflatten(-1, (model.config.heads, -1)).transpose(1, 2) if item.step.axes == "BANK" else x
+                put(item, _select(split, item, result.layout))
 
-        return hook
+        return recorded
 
-    def recording_attend(block: int, items: list[Selected]) -> Callable[[Attend], Attend]:
-        def wrap(own: Attend) -> Attend:
-            def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-                result.scales[block] = scale
-                with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-                    for item in items:
-                        put(item, _at_attend(item, q, k, v, scale, result.layout))
-                return own(q, k, v, scale=scale)
+    def record_attention(block: int, items: list[Selected]) -> Callable[[AttendCall], None]:
+        def recorded(call: AttendCall) -> None:
+            result.scales[block] = call.scale
+            if call.allowed is not None:
+                result.allowed[block] = call.allowed
+            with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+                for item in items:
+                    put(item, _at_attend(item, call, result.layout))
 
-            return attend
-
-        return wrap
+        return recorded
 
     places: dict[str, list[Selected]] = {}
     at_attend: dict[int, list[Selected]] = {}
@@ -258,46 +264,29 @@ def _recording(model: ViT, selected: list[Selected], limit: int | None, grad: bo
             places.setdefault(item.step.place.replace("{i}", str(item.block)), []).append(item)
 
     with ExitStack() as stack:
-        stack.callback(model.patch_embed.register_forward_pre_hook(begin).remove)
+        stack.enter_context(at_module(model.patch_embed, ModuleChange(record_input=begin)))
         for place, items in places.items():
-            module = model.get_submodule(place.removesuffix(".input"))
-            if place.endswith(".input"):
-                handle = module.register_forward_pre_hook(hook_for(items))
-            else:
-                handle = module.register_forward_hook(hook_for(items))
-            stack.callback(handle.remove)
+            into = place.endswith(".input")
+            change = ModuleChange(record_input=record(items)) if into else ModuleChange(record_output=record(items))
+            stack.enter_context(at_module(model.get_submodule(place.removesuffix(".input")), change))
         for block, items in at_attend.items():
-            stack.enter_context(attend_swapped(cast(Block, model.blocks[block]).attn, recording_attend(block, items)))
+            at_block = AttendChange(record=record_attention(block, items))
+            stack.enter_context(at_attention(cast(Block, model.blocks[block]).attn, at_block))
         yield result
 
 
-@contextmanager
-def attend_swapped(attn: SelfAttention | AttentionPool, wrap: Callable[[Attend], Attend]) -> Iterator[None]:
-    """Replace a module's `attend` by `wrap(attend)` until the context ends, on an error too.
-
-    The replacement is put into the instance's dictionary, where it hides an attend that is itself an
-    nn.Module (and so a registered child) without unregistering it.
-    """
-    attributes = attn.__dict__
-    before = {"attend": attributes["attend"]} if "attend" in attributes else {}
-    attributes["attend"] = wrap(attn.attend)
-    try:
-        yield
-    finally:
-        del attributes["attend"]
-        attributes.update(before)
-
-
-def _at_attend(item: Selected, q: Tensor, k: Tensor, v: Tensor, scale: float, layout: TokenLayout) -> Tensor:
+def _at_attend(item: Selected, call: AttendCall, layout: TokenLayout) -> Tensor:
     """The tensor of one name of the attention, computed from what the kernel receives."""
     name = item.step.name.removeprefix("blocks.{i}.")
     if name in ("q", "k", "v"):
-        return _select({"q": q, "k": k, "v": v}[name], item, layout)
-    q_BARK = _select(q, item, layout)
-    k_BAMK = k if item.selector.heads is None else k[:, list(item.selector.heads)]
+        return _select({"q": call.q, "k": call.k, "v": call.v}[name], item, layout)
+    q_BARK = _select(call.q, item, layout)
+    k_BAMK = call.k if item.selector.heads is None else call.k[:, list(item.selector.heads)]
+    bias = None if call.bias is None else _select(call.bias[None], item, layout)
     if name == "attn.scores":
-        return (q_BARK @ k_BAMK.transpose(-2, -1)) * scale
-    return attention_probs(q_BARK, k_BAMK, scale=scale)
+        scores_BARM = (q_BARK @ k_BAMK.transpose(-2, -1)) * call.scale
+        return scores_BARM if bias is None else scores_BARM + bias
+    return attention_probs(q_BARK, k_BAMK, scale=call.scale, bias=bias)
 
 
 def _select(x: Tensor, item: Selected, layout: TokenLayout) -> Tensor:

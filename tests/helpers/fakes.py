@@ -49,6 +49,18 @@ def pixels(batch: int = 2, dtype=torch.float64, seed: int = 1, size=(24, 40)) ->
     return torch.randn(batch, 3, *size, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
+def state(model: torch.nn.Module) -> tuple:
+    """What a context may leave behind: the number of hooks, every block's own `attend`, and the parameters."""
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    attends = [dict(block.attn.__dict__)["attend"] if "attend" in block.attn.__dict__ else None
+               for block in model.blocks]  # fmt: skip
+    return hooks, attends, [parameter.clone() for parameter in model.parameters()]
+
+
+def same(before: tuple, after: tuple) -> bool:
+    return before[:2] == after[:2] and all(torch.equal(a, b) for a, b in zip(before[2], after[2], strict=True))
+
+
 SMALL_SWIN = {"image_size": (40, 56), "width": 14, "depths": (2, 3, 2), "heads": (2, 7, 4), "window": (3, 3, 3)}
 
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from helpers.fakes import FAMILIES, build, pixels
+from helpers.fakes import FAMILIES, build, pixels, same, state
 from torch import nn
 
 import minivit
@@ -28,17 +28,6 @@ class ReusedBuffer(nn.Module):
 
 
 KERNELS = {"sdpa": attend_sdpa, "reference": attend_reference, "module": ReusedBuffer()}
-
-
-def state(model: nn.Module) -> tuple:
-    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-    attends = [dict(block.attn.__dict__)["attend"] if "attend" in block.attn.__dict__ else None
-               for block in model.blocks]  # fmt: skip
-    return hooks, attends, [parameter.clone() for parameter in model.parameters()]
-
-
-def same(before: tuple, after: tuple) -> bool:
-    return before[:2] == after[:2] and all(torch.equal(a, b) for a, b in zip(before[2], after[2], strict=True))
 
 
 def by_hand(model, x, *, head=None, mlp=None, tokens=None, replace=torch.zeros_like):

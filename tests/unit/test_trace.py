@@ -16,7 +16,7 @@ from minivit.model.attention import attend_reference, attend_sdpa
 from minivit.model.config import ViTConfig
 from minivit.model.embed import PatchEmbed
 from minivit.model.vit import ViT
-from minivit.study.tracing import attend_swapped
+from minivit.study.changes import AttendChange, at_attention
 from minivit.weights.shards import save_file
 
 EXACT = {"rtol": 0, "atol": 0}
@@ -261,8 +261,9 @@ def test_hooks_are_gone_after_an_error_in_the_forward():
 def test_a_listener_comes_off_again_whatever_attend_is():
     attn = build(attend=ModuleKernel()).blocks[0].attn
     own = attn.attend
-    with attend_swapped(attn, lambda attend: attend_reference):
-        assert attn.attend is attend_reference
+    q = torch.zeros(1, 1, 2, 4)
+    with at_attention(attn, AttendChange(kernel=lambda call: call.v + 1)):
+        assert torch.equal(attn.attend(q, q, q, scale=1.0), q + 1)
         assert dict(attn.named_children())["attend"] is own  # still registered, so .to(device) reaches it
     assert attn.attend is own
     assert "attend" not in attn.__dict__

@@ -1,30 +1,29 @@
 """Interventions: remove parts of a model, or replace their activations by those of another image.
 
-Each is a context manager that restores the model, on an error too, or a function that uses one. A trace opened inside
-records what runs, with one exception: q, k, v, scores and probabilities are recorded before a patch or a knock-out of
-them.
+Each is a context manager that restores the model, on an error too, or a function that uses one. It changes the forward
+passes of the thread that opened it. Traces and maps, inside or around it, show what runs. See `study.changes`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minivit.errors import ShapeError, UsageError
-from minivit.model.attention import Attend
 from minivit.model.block import Block
 from minivit.model.capabilities import require_vit
 from minivit.model.config import TokenLayout
 from minivit.model.vit import ViT
+from minivit.study.changes import AttendChange, ModuleChange, at_attention, at_module
 from minivit.study.circuits.lens import lens
 from minivit.study.selectors import Selected, read_keep, token_rows
-from minivit.study.tracing import Trace, attend_swapped
+from minivit.study.tracing import Trace
 
 Token = str | int | tuple[int, int]
 Tokens = Token | Collection[Token]
@@ -59,7 +58,7 @@ def ablate(
         UsageError: nothing to ablate, no such head, block or token, or another `how`.
         ShapeError: the tensor does not broadcast; raised by the forward pass, as an unknown token is.
     """
-    config = model.config
+    config = require_vit(model, "ablate").config
     heads, mlps, tokens = sorted(set(heads)), sorted(set(mlps)), _several(tokens)
     _check_how(how)
     if not (heads or mlps or tokens):
@@ -70,17 +69,17 @@ def ablate(
                              f"{config.heads - 1}")  # fmt: skip
     _check_blocks(model, mlps)
 
-    def without_tokens(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (_replace_tokens(args[0], _places(layouts[0], tokens), how), *args[1:])
+    def without_tokens(tokens_BND: Tensor) -> Tensor:
+        return _replace_tokens(tokens_BND, _places(layouts[0], tokens), how)
 
     with _layouts(model) as layouts, ExitStack() as stack:
         for block in {block for block, _ in heads}:
             gone = [(slice(None), head) for layer, head in heads if layer == block]
-            stack.enter_context(attend_swapped(_block(model, block).attn, _without(gone, how)))
+            stack.enter_context(at_attention(_block(model, block).attn, _without(gone, how)))
         for block in mlps:
             stack.enter_context(_mlp_replaced(_block(model, block), how))
         if tokens:
-            stack.callback(model.blocks[0].register_forward_pre_hook(without_tokens).remove)
+            stack.enter_context(at_module(model.blocks[0], ModuleChange(input=without_tokens)))
         yield
 
 
@@ -97,7 +96,8 @@ def knockout(
 
     Attention knock-out (Geva et al. 2023, arXiv:2304.14767, section 5): the flow from `keys` to `queries` is cut, and
     the queries attend to the other tokens. The attention interface has no mask, so in these blocks PyTorch's attention
-    runs instead of the model's own kernel; besides the knock-out the result differs from that by rounding.
+    runs instead of the model's own kernel; besides the knock-out the result differs from that by rounding. A kernel
+    that differs by more is refused.
 
     Args:
         queries, keys: tokens as in `ablate`.
@@ -105,10 +105,10 @@ def knockout(
         heads: the heads in these blocks; None is all.
 
     Raises:
-        UsageError: no such token, block or head, or a query without any key left; tokens and
-            queries are checked in the forward pass.
+        UsageError: no such token, block or head, a query without any key left, or a kernel that is no softmax
+            attention; tokens, queries and kernels are checked in the forward pass.
     """
-    config = model.config
+    config = require_vit(model, "knockout").config
     queries, keys = _several(queries), _several(keys)
     where = range(config.depth) if blocks is None else sorted(set(blocks))
     _check_blocks(model, where)
@@ -118,20 +118,16 @@ def knockout(
     if not (len(where) and which):
         raise UsageError("no block or no head to knock attention out of")
 
-    def masked(_: Attend) -> Attend:
-        def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-            allowed_ANM = torch.ones(q.shape[1], q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
-            from_, to = _places(layouts[0], queries), _places(layouts[0], keys)
-            allowed_ANM[torch.tensor(which)[:, None, None], torch.tensor(from_)[:, None], torch.tensor(to)] = False
-            if not allowed_ANM.any(dim=-1).all():
-                raise UsageError(f"a knock-out of all {k.shape[2]} keys leaves the queries no key")
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed_ANM, scale=scale)
+    def allowed(q: Tensor, k: Tensor) -> Tensor:
+        allowed_ANM = torch.ones(q.shape[1], q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+        from_, to = _places(layouts[0], queries), _places(layouts[0], keys)
+        allowed_ANM[torch.tensor(which)[:, None, None], torch.tensor(from_)[:, None], torch.tensor(to)] = False
+        return allowed_ANM
 
-        return attend
-
+    change = AttendChange(allowed=allowed, softmax="knockout")
     with _layouts(model) as layouts, ExitStack() as stack:
         for block in where:
-            stack.enter_context(attend_swapped(_block(model, block).attn, masked))
+            stack.enter_context(at_attention(_block(model, block).attn, change))
         yield
 
 
@@ -153,6 +149,7 @@ def patched(model: ViT, source: Trace, names: Iterable[str] | None = None) -> It
             or attn.mix); resid_mid, which has two readers (use attn.out or resid_post).
         ShapeError: another number of tokens or another batch size; raised in the forward pass.
     """
+    require_vit(model, "patched")
     names = list(source if names is None else names)
     missing = [name for name in names if name not in source.tensors]
     if missing or not names:
@@ -170,37 +167,25 @@ def patched(model: ViT, source: Trace, names: Iterable[str] | None = None) -> It
             raise ShapeError(f"the trace is of {source.layout.count} tokens, this image has {layouts[0].count}")
         return _put(item, x, source.tensors[item.key], source.layout, model.config.heads)
 
-    def hook_for(item: Selected) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor | None = None) -> Any:
-            return (put(item, args[0]), *args[1:]) if output is None else put(item, output)
-
-        return hook
-
-    def at_attend(item: Selected) -> Callable[[Attend], Attend]:
+    def at_attend(item: Selected) -> AttendChange:
         place = "qkv".index(item.step.name[-1])
 
-        def wrap(own: Attend) -> Attend:
-            def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-                given = [q, k, v]
-                given[place] = put(item, given[place])
-                return own(*given, scale=scale)
+        def inputs(*qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            q, k, v = (put(item, x) if i == place else x for i, x in enumerate(qkv))
+            return q, k, v
 
-            return attend
-
-        return wrap
+        return AttendChange(inputs=inputs)
 
     with _layouts(model) as layouts, ExitStack() as stack:
         for item in selected:
             if item.step.place is None:
                 assert item.block is not None
-                stack.enter_context(attend_swapped(_block(model, item.block).attn, at_attend(item)))
+                stack.enter_context(at_attention(_block(model, item.block).attn, at_attend(item)))
                 continue
             place = item.step.place.replace("{i}", str(item.block))
-            module = model.get_submodule(place.removesuffix(".input"))
-            if place.endswith(".input"):
-                stack.callback(module.register_forward_pre_hook(hook_for(item)).remove)
-            else:
-                stack.callback(module.register_forward_hook(hook_for(item)).remove)
+            edit, into = partial(put, item), place.endswith(".input")
+            change = ModuleChange(input=edit) if into else ModuleChange(output=edit)
+            stack.enter_context(at_module(model.get_submodule(place.removesuffix(".input")), change))
         yield
 
 
@@ -213,6 +198,7 @@ def scan(
     how: str | Tensor = "zero",
     batch_size: int = 8,
     report: Callable[[int, int], None] | None = None,
+    resample: bool = False,
 ) -> Tensor:
     """Return the answer without each head, MLP or patch in turn; the same as `ablate` one by one, but faster.
 
@@ -223,6 +209,7 @@ def scan(
         how: as in `ablate`.
         batch_size: sequences in a batch; bounds the memory.
         report: called with the number of answers so far and in all.
+        resample: as in `ViT.embed`.
 
     Returns:
         Logits, or of a model without a head its output: heads (B, layers, A, L), mlps (B, layers, L),
@@ -231,14 +218,15 @@ def scan(
     Raises:
         UsageError: no such scan or `how`; ShapeError: pixels that the model refuses.
     """
+    require_vit(model, "scan")
     if what not in SCANS:
         raise UsageError(f"scan is of {', '.join(SCANS)}, not of {what!r}")
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
     _check_how(how)
-    layout = model.layout_of(pixels_BCHW)
+    layout = model.layout_of(pixels_BCHW, resample=resample)
     rope = model.rope(layout)
-    stream_BND = model.embed(pixels_BCHW)
+    stream_BND = model.embed(pixels_BCHW, resample=resample)
     batch, depth, heads = len(stream_BND), model.config.depth, model.config.heads
     shape = {"heads": (depth, heads), "mlps": (depth,), "patches": layout.grid}[what]
     total = math.prod(shape)
@@ -262,7 +250,7 @@ def scan(
             for units in torch.arange(heads if what == "heads" else 1).split(at_once):
                 x = stream_BND.repeat(len(units), 1, 1)
                 gone = [(slice(j * batch, (j + 1) * batch), head) for j, head in enumerate(units.tolist())]
-                with _mlp_replaced(block, how) if what == "mlps" else attend_swapped(block.attn, _without(gone, how)):
+                with _mlp_replaced(block, how) if what == "mlps" else at_attention(block.attn, _without(gone, how)):
                     x = block(x, rope)
                 finish(x, i + 1)
             stream_BND = block(stream_BND, rope)
@@ -282,28 +270,19 @@ def _replacement(how: str | Tensor, own: Tensor, among: Tensor | None = None) ->
     return (own if among is None else among).mean(dim=-2, keepdim=True).expand_as(own)
 
 
-def _without(gone: list[tuple[slice, int]], how: str | Tensor) -> Callable[[Attend], Attend]:
-    """A kernel whose output has heads replaced, each in some sequences of a batch; its own memory is not written."""
+def _without(gone: list[tuple[slice, int]], how: str | Tensor) -> AttendChange:
+    """A change of the attention output: heads replaced, each in some sequences of a batch."""
 
-    def wrap(own: Attend) -> Attend:
-        def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-            output_BANK = own(q, k, v, scale=scale).clone()
-            for sequences, head in gone:
-                output_BANK[sequences, head] = _replacement(how, output_BANK[sequences, head])
-            return output_BANK
+    def output(output_BANK: Tensor) -> Tensor:
+        for sequences, head in gone:
+            output_BANK[sequences, head] = _replacement(how, output_BANK[sequences, head])
+        return output_BANK
 
-        return attend
-
-    return wrap
+    return AttendChange(output=output)
 
 
-@contextmanager
-def _mlp_replaced(block: Block, how: str | Tensor) -> Iterator[None]:
-    handle = block.mlp.register_forward_hook(lambda module, args, out: _replacement(how, out))
-    try:
-        yield
-    finally:
-        handle.remove()
+def _mlp_replaced(block: Block, how: str | Tensor) -> AbstractContextManager[None]:
+    return at_module(block.mlp, ModuleChange(output=partial(_replacement, how)))
 
 
 def _replace_tokens(tokens_BND: Tensor, places: list[int], how: str | Tensor) -> Tensor:
@@ -336,18 +315,14 @@ def _put(item: Selected, x: Tensor, value: Tensor, layout: TokenLayout, heads: i
 @contextmanager
 def _layouts(model: ViT) -> Iterator[list[TokenLayout]]:
     """A list of one: the layout of the image in the current forward pass."""
-    require_vit(model, "ablate")
     layouts = [model.config.layout]
 
-    def begin(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        height, width = args[0].shape[2:]
+    def begin(pixels_BCHW: Tensor, *_: Any) -> None:
+        height, width = pixels_BCHW.shape[2:]
         layouts[0] = model.config.layout_for((height, width))
 
-    handle = model.patch_embed.register_forward_pre_hook(begin)
-    try:
+    with at_module(model.patch_embed, ModuleChange(record_input=begin)):
         yield layouts
-    finally:
-        handle.remove()
 
 
 def _several(tokens: Tokens) -> list[Token]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from minivit.errors import UsageError
 from minivit.model.block import Block, LayerScale
+from minivit.model.capabilities import require_vit
 from minivit.model.vit import ViT
 from minivit.study.tracing import trace
 
@@ -60,7 +61,9 @@ class Attribution:
 
 
 @torch.no_grad()
-def attribute(model: ViT, pixels_BCHW: Tensor, *, target: int | Tensor | None = None) -> Attribution:
+def attribute(
+    model: ViT, pixels_BCHW: Tensor, *, target: int | Tensor | None = None, resample: bool = False
+) -> Attribution:
     """Return what the embedding, every head and every MLP add to a class's logit.
 
     The stream at the head's input is the sum of what the embedding, the heads and the MLPs write (Elhage et al. 2021,
@@ -70,13 +73,14 @@ def attribute(model: ViT, pixels_BCHW: Tensor, *, target: int | Tensor | None = 
     subtracts each part's own mean over the channels; its bias and the head's are separate parts.
 
     Args:
-        target: the class, one number for all pictures or (B,); None is the most likely class of each image.
+        target: the class, one number for all images or (B,); None is the most likely class of each image.
+        resample: as in `ViT.embed`.
 
     Raises:
         UsageError: no head, no such class, or something that is not linear: an attention pool, a tanh layer, a cosine
             head.
     """
-    config = model.config
+    config = require_vit(model, "attribute").config
     if not config.classes:
         raise UsageError("the model has no head, so there is no logit to take apart")
     if model.attn_pool is not None or model.pooler is not None:
@@ -88,7 +92,7 @@ def attribute(model: ViT, pixels_BCHW: Tensor, *, target: int | Tensor | None = 
     parts = ["embed.tokens", "blocks.*.attn.mix", "blocks.*.mlp.out", last]
     read = {"cls": ["cls"], "cls&dist": ["cls", "dist"], "mean": ["patches"], "cls+mean": ["cls", "patches"]}
     rows = f"[{','.join(read[config.pooling])}]"  # the tokens the head reads, R of them; the others add nothing
-    kept = trace(model, pixels_BCHW, keep=[*(part + rows for part in parts), "logits"], limit=None)
+    kept = trace(model, pixels_BCHW, keep=[*(part + rows for part in parts), "logits"], limit=None, resample=resample)
 
     logits_BL = kept["logits"].double()
     classes_B = logits_BL.argmax(dim=-1) if target is None else torch.as_tensor(target).expand(len(logits_BL))

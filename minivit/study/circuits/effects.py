@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minivit.model.classes import class_scores, score_of
 from minivit.model.vit import ViT
 from minivit.study.circuits.ablate import Token, ablate, patched, scan
 from minivit.study.selectors import spell_tokens
@@ -51,11 +52,12 @@ def scan_effect(
     how: str = "zero",
     batch_size: int = 8,
     report: Callable[[int, int], None] | None = None,
+    resample: bool = False,
 ) -> ScanEffect:
     """Return the change of one class's logit without each head, MLP or patch of one image; arguments as `scan`."""
     with torch.inference_mode():
-        whole = model(pixels_BCHW)[0, target].double()
-    logits = scan(model, pixels_BCHW, what, how=how, batch_size=batch_size, report=report)
+        whole = model(pixels_BCHW, resample=resample)[0, target].double()
+    logits = scan(model, pixels_BCHW, what, how=how, batch_size=batch_size, report=report, resample=resample)
     change = (logits[0, ..., target].double() - whole).cpu()
     return ScanEffect(what=what, how=how, target=target, logit=whole.cpu(), change=change)
 
@@ -67,6 +69,7 @@ class AblationEffect:
     target: int  # the class
     before: Tensor  # (L,), logits of the whole model, float64
     after: Tensor  # (L,), of what is left
+    score: str = "softmax"  # how logits become scores p, as config.score
 
     @property
     def change(self) -> float:
@@ -75,7 +78,7 @@ class AblationEffect:
 
     def rows(self) -> list[tuple[int, list[float]]]:
         """Return the class, and the five best before and the best after, each with [p, p after, logit, logit after]."""
-        p, p_after = self.before.softmax(dim=0), self.after.softmax(dim=0)
+        p, p_after = class_scores(self.before, self.score), class_scores(self.after, self.score)
         shown = {self.target, *p.topk(min(5, len(p))).indices.tolist(), int(p_after.argmax())}
         order = [index for index in p.argsort(descending=True).tolist() if index in shown]
         return [(i, [float(x[i]) for x in (p, p_after, self.before, self.after)]) for i in order]
@@ -96,12 +99,14 @@ def ablation_effect(
     tokens: Iterable[Token] = (),
     how: str | Tensor = "zero",
     source: Tensor | None = None,
+    resample: bool = False,
 ) -> AblationEffect:
     """Return the answer for one image without some heads, MLPs and tokens.
 
     Args:
         heads, mlps, tokens, how: as in `ablate`.
         source: pixels of another image, whose activations take their place, instead of `how`.
+        resample: as in `ViT.embed`; then both images must have one size.
 
     Raises:
         UsageError, ShapeError: as `ablate`, or with a source as `patched`.
@@ -112,10 +117,11 @@ def ablation_effect(
         keep = [f"blocks.{block}.attn.mix[heads={head}]" for block, head in heads]
         keep += [f"blocks.{block}.mlp.out" for block in mlps]
         keep += [f"embed.tokens[{spell_tokens(tokens)}]"] if tokens else []
-        context = patched(model, trace(model, source, keep=keep, limit=None))
+        context = patched(model, trace(model, source, keep=keep, limit=None, resample=resample))
     else:
         context = ablate(model, heads=heads, mlps=mlps, tokens=tokens, how=how)
     with torch.inference_mode():
-        before = model(pixels_BCHW)[0].double()
+        before = model(pixels_BCHW, resample=resample)[0].double()
         with context:
-            return AblationEffect(target=target, before=before, after=model(pixels_BCHW)[0].double())
+            after = model(pixels_BCHW, resample=resample)[0].double()
+    return AblationEffect(target=target, before=before, after=after, score=score_of(model))

@@ -13,6 +13,7 @@ from minivit.errors import ShapeError, UsageError
 from minivit.model.capabilities import ImageModel
 from minivit.model.config import TokenLayout
 from minivit.model.swin import Swin
+from minivit.study.changes import softmax_needed
 from minivit.study.maps.windows import WindowProbs, observe_windows
 from minivit.study.tracing import trace
 
@@ -70,17 +71,24 @@ def attention_mass(probs_BANM: Tensor, layout: TokenLayout) -> dict[str, Tensor]
     return {name: total / layout.patches for name, total in mass_BA.items()}
 
 
-def head_statistics(model: ImageModel, pixels_BCHW: Tensor) -> dict[str, Tensor]:
+def head_statistics(model: ImageModel, pixels_BCHW: Tensor, *, resample: bool = False) -> dict[str, Tensor]:
     """Return STATISTICS by name for every head and image, each (B, layers, A).
 
     One forward pass under the model's own kernel; probabilities are computed from q and k, one block at a time. The
     layers of a Swin count through its stages; it has no prefix tokens, and fewer heads than A in its first stages: nan
     stands where a layer has none. Its distances are in pixels of the image too; attention to the zeros that pad a
     window has no distance and counts for no patch.
+
+    Args:
+        resample: as in `ViT.embed`; a Swin needs none.
+
+    Raises:
+        UsageError: a kernel that is no softmax attention.
     """
     if model.windowed:
         return _window_statistics(model, pixels_BCHW)
-    kept = trace(model, pixels_BCHW, keep=["blocks.*.q", "blocks.*.k"], limit=None)
+    with softmax_needed(model, "a statistic of attention"):
+        kept = trace(model, pixels_BCHW, keep=["blocks.*.q", "blocks.*.k"], limit=None, resample=resample)
     patch = model.config.patch_size
     found: dict[str, list[Tensor]] = {name: [] for name in STATISTICS}
     for probs_BANM in kept.attention:
@@ -104,11 +112,12 @@ class HeadSummary:
         return f"<HeadSummary of {layers} layers of {heads} heads, mean over {self.count} image(s)>"
 
 
-def summarise_heads(model: ImageModel, batches: Iterable[Tensor]) -> HeadSummary:
+def summarise_heads(model: ImageModel, batches: Iterable[Tensor], *, resample: bool = False) -> HeadSummary:
     """Return the mean over images of `head_statistics`; memory does not grow with their number.
 
     Args:
         batches: pixels_BCHW each.
+        resample: as in `ViT.embed`.
 
     Raises:
         UsageError: there are no images.
@@ -116,7 +125,8 @@ def summarise_heads(model: ImageModel, batches: Iterable[Tensor]) -> HeadSummary
     sums: dict[str, Tensor] = {}
     count = 0
     for pixels_BCHW in batches:
-        for name, values_BLA in head_statistics(model, pixels_BCHW.to(model.patch_embed.weight)).items():
+        pixels_BCHW = pixels_BCHW.to(model.patch_embed.weight)
+        for name, values_BLA in head_statistics(model, pixels_BCHW, resample=resample).items():
             total = values_BLA.double().sum(dim=0)
             sums[name] = sums[name] + total if name in sums else total
         count += len(pixels_BCHW)

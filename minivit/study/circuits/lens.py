@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from minivit.errors import ShapeError, UsageError
+from minivit.model.capabilities import require_vit
+from minivit.model.classes import class_scores, score_of
 from minivit.model.vit import ViT
 from minivit.study.tracing import trace
 
@@ -52,11 +55,22 @@ def lens(model: ViT, streams: Iterable[Tensor], *, rows: Sequence[int] | str | N
     return torch.stack(answers_BRL)
 
 
-def divergence(logits: Tensor, final: Tensor) -> Tensor:
+def divergence(logits: Tensor, final: Tensor, score: str = "softmax") -> Tensor:
     """Return KL(final || answer) in nats, float64: (..., L) and (..., L) -> (...); 0 where they agree.
 
     The measure of Belrose et al. 2023 (arXiv:2303.08112, section 2).
+
+    Args:
+        score: how logits become scores. Of "softmax" it is one distribution over the classes; of "sigmoid" one of
+            each class, whose divergences are summed; of "none" there is none, and the result is nan.
     """
+    if score == "none":
+        return torch.full_like(logits[..., 0], torch.nan, dtype=torch.float64)
+    if score == "sigmoid":
+        # log sigmoid(x) and log(1 - sigmoid(x)) of each class: (..., L, 2)
+        expected, there = (torch.stack([logsigmoid(x), logsigmoid(-x)], dim=-1)
+                           for x in (logits.double(), final.double()))  # fmt: skip
+        return (there.exp() * (there - expected)).sum(dim=(-2, -1)).clamp(min=0)
     expected, there = (x.double().log_softmax(dim=-1) for x in (logits, final))
     return (there.exp() * (there - expected)).sum(dim=-1).clamp(min=0)
 
@@ -66,13 +80,13 @@ class LensReading:
     """The answers of the lens at T places for R tokens: what the head reads (R = 1), or all patches."""
 
     names: list[str]  # of the T places: "embedding", "layer 0", ...
-    final: Tensor  # (L,), the model's own probabilities
+    final: Tensor  # (L,), the model's own scores: as config.score says, probabilities or logits
     followed: int  # a class
     top: Tensor  # (T, R), the most likely class
-    top_score: Tensor  # (T, R), its probability
-    score: Tensor  # (T, R), the probability of the class followed
-    kl: Tensor  # (T, R), divergence from the final answer in nats
-    probs: Tensor | None  # (T, L), all probabilities where R is 1
+    top_score: Tensor  # (T, R), its score
+    score: Tensor  # (T, R), the score of the class followed
+    kl: Tensor  # (T, R), divergence from the final answer in nats; nan where scores are no probabilities
+    probs: Tensor | None  # (T, L), all scores where R is 1
     grid: tuple[int, int] | None  # the patches as (rows, columns) where they are read
 
     @property
@@ -85,37 +99,40 @@ class LensReading:
         return f"<LensReading of {rows} at {len(self.names)} places, class {self.followed}>"
 
 
-def lens_reading(model: ViT, pixels_BCHW: Tensor, *, target: int | None = None, patches: bool = False) -> LensReading:
+def lens_reading(
+    model: ViT, pixels_BCHW: Tensor, *, target: int | None = None, patches: bool = False, resample: bool = False
+) -> LensReading:
     """Return what the lens reads of one image after the embedding and after every block.
 
     Args:
         pixels_BCHW: one image, (1, C, H, W).
         target: the class to follow; None is the model's own answer.
         patches: read every patch alone, instead of what the head reads.
+        resample: as in `ViT.embed`.
 
     Raises:
         UsageError: the model has no classes.
     """
-    if not model.config.classes:
+    if not require_vit(model, "lens_reading").config.classes:
         raise UsageError(f"{model.name}: has no classifier, so a lens has no labels to show")
     selector = "" if patches or model.config.pooling != "cls" else "[cls]"
     keep = [*(name + selector for name in ("embed.tokens", "blocks.*.resid_post")), "logits"]
-    kept = trace(model, pixels_BCHW, keep=keep, limit=None)
+    kept = trace(model, pixels_BCHW, keep=keep, limit=None, resample=resample)
     *streams, logits_BL = kept.values()
     followed = int(logits_BL.argmax()) if target is None else target
     found: dict[str, list[Tensor]] = {"top": [], "top_score": [], "score": [], "kl": []}
-    probs = []
+    probs, how = [], score_of(model)
     for stream_BND in streams:  # one at a time: with many classes, the answers of all patches are large
         answers_RL = lens(model, [stream_BND], rows="patches" if patches else None)[0, 0].double()
-        probs_RL = answers_RL.softmax(dim=-1)
+        probs_RL = class_scores(answers_RL, how)
         top_score, top = probs_RL.max(dim=-1)
-        numbers = (top, top_score, probs_RL[:, followed], divergence(answers_RL, logits_BL[0]))
+        numbers = (top, top_score, probs_RL[:, followed], divergence(answers_RL, logits_BL[0], how))
         for values, number in zip(found.values(), numbers, strict=True):
             values.append(number.cpu())
         probs += [] if patches else [probs_RL[0].cpu()]
     return LensReading(
         names=["embedding", *(f"layer {i}" for i in range(model.config.depth))],
-        final=logits_BL[0].double().softmax(dim=-1).cpu(),
+        final=class_scores(logits_BL[0], how).cpu(),
         followed=followed,
         probs=torch.stack(probs) if probs else None,
         grid=kept.layout.grid if patches else None,

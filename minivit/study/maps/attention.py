@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from minivit.errors import ShapeError, UsageError
-from minivit.model.attention import Attend, attention_probs
+from minivit.model.attention import attention_probs
 from minivit.model.config import TokenLayout
 from minivit.model.vit import ViT
+from minivit.study.changes import AttendCall, AttendChange, at_attention
 from minivit.study.selectors import token_rows
-from minivit.study.tracing import attend_swapped
 
 Query = str | int | tuple[int, int]
 FUSIONS = ("mean", "max", "min")
@@ -79,10 +79,13 @@ def attention_map(
     return layout.to_grid(row_BM)
 
 
-def pool_attention(model: ViT, pixels_BCHW: Tensor) -> Tensor:
+def pool_attention(model: ViT, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
     """Return what the learned query of an attention pool attends to among the patches: (B, A, 1, P).
 
     As `attention_map`, it shows what is mixed in this one place: by then a patch's token holds information from others.
+
+    Args:
+        resample: as in `ViT.embed`.
 
     Raises:
         UsageError: the model has no attention pool.
@@ -92,15 +95,11 @@ def pool_attention(model: ViT, pixels_BCHW: Tensor) -> Tensor:
         raise UsageError("the model has no attention pool; SigLIP has one")
     found: list[Tensor] = []
 
-    def observed(own: Attend) -> Attend:
-        def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-            found.append(attention_probs(q, k, scale=scale))
-            return own(q, k, v, scale=scale)
+    def record(call: AttendCall) -> None:
+        found.append(attention_probs(call.q, call.k, scale=call.scale))
 
-        return attend
-
-    with torch.no_grad(), attend_swapped(pool, observed):
-        model(pixels_BCHW)
+    with torch.no_grad(), at_attention(pool, AttendChange(record=record)):
+        model(pixels_BCHW, resample=resample)
     return found[0]
 
 

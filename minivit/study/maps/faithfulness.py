@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minivit.errors import ShapeError, UsageError
+from minivit.model.capabilities import require_vit
+from minivit.model.classes import class_scores, score_of
 from minivit.model.config import TokenLayout
 from minivit.model.vit import ViT
 from minivit.study.maps.methods import method_map
@@ -55,13 +58,14 @@ def curves(
     replacement: str = "mean",
     steps: int | None = None,
     batch_size: int = 32,
+    resample: bool = False,
 ) -> Curves:
     """Return the score of the class while the patches of an image are deleted, or inserted, in the order of each map.
 
-    Petsiuk et al. 2018 (RISE, arXiv:1806.07421), section 3.3, with patches in the place of pixels. The score is the
-    softmax probability of the class; of a model without a head the cosine of its output with that for the whole
-    image. Patches of equal value go in reading order. All steps of all maps run in common batches; both ends of the
-    curves are the same for every map and run once.
+    Petsiuk et al. 2018 (RISE, arXiv:1806.07421), section 3.3, with patches in the place of pixels. The score is that
+    of the class, as config.score says: its probability, or its logit, as of a head of one class; of a model without a
+    head it is the cosine of its output with that for the whole image. Patches of equal value go in reading order. All
+    steps of all maps run in common batches; both ends of the curves are the same for every map and run once.
 
     Args:
         pixels_1CHW: one image.
@@ -72,22 +76,26 @@ def curves(
         steps: in how many steps the patches go; the curve has one point more. None is 16, or P where the image has
             fewer patches.
         batch_size: images in one forward pass.
+        resample: as in `ViT.embed`.
 
     Raises:
         ShapeError: not one image, or maps that do not fit its patches.
-        UsageError: no such replacement or class, or not 1 to P steps.
+        UsageError: no such replacement or class, not 1 to P steps, or a map with nan, which has no order.
     """
-    layout = model.layout_of(pixels_1CHW)
+    if model.windowed:
+        require_vit(model, "curves")
+    layout = model.layout_of(pixels_1CHW, resample=resample)
     if len(pixels_1CHW) != 1 or maps_Mhw.ndim != 3 or tuple(maps_Mhw.shape[1:]) != layout.grid:
         raise ShapeError(
             f"{len(pixels_1CHW)} image(s) and maps of shape {tuple(maps_Mhw.shape)}; expected one image and "
             f"(M, {layout.grid[0]}, {layout.grid[1]})"
         )
+    _check_numbers(maps_Mhw)
     steps = min(16, layout.patches) if steps is None else steps
     if not 1 <= steps <= layout.patches:
         raise UsageError(f"steps is {steps}; an image of {layout.patches} patches has 1 to {layout.patches}")
     filler_1CHW = replaced(pixels_1CHW, layout, replacement)
-    score = _scorer(model, pixels_1CHW, target)
+    score = _scorer(partial(model, resample=resample), score_of(model), pixels_1CHW, target, model.config.classes)
     counts_S = torch.arange(steps + 1) * layout.patches // steps
     # The rank of every patch in its map, 0 for the largest.
     places_MP = maps_Mhw.flatten(1).cpu().argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -116,18 +124,26 @@ def curves(
     )
 
 
-def _scorer(model: ViT, pixels_1CHW: Tensor, target: int | None) -> Callable[[Tensor], Tensor]:
+def _scorer(
+    run: Callable[[Tensor], Tensor], how: str, pixels_1CHW: Tensor, target: int | None, classes: int
+) -> Callable[[Tensor], Tensor]:
     """The score of the curves as a function of images: (B, C, H, W) -> (B,)."""
-    whole_1L, classes = model(pixels_1CHW), model.config.classes
     if target is not None and not 0 <= target < classes:
         raise UsageError(f"target is {target}; there are {f'classes 0 to {classes - 1}' if classes else 'no classes'}")
+    whole_1L = run(pixels_1CHW)
     index = int(whole_1L.argmax()) if target is None else target
 
     def score(pixels_BCHW: Tensor) -> Tensor:
-        out_BL = model(pixels_BCHW)
-        return out_BL.float().softmax(dim=-1)[:, index] if classes else torch.cosine_similarity(out_BL, whole_1L)
+        out_BL = run(pixels_BCHW)
+        return class_scores(out_BL, how)[:, index] if classes else torch.cosine_similarity(out_BL, whole_1L)
 
     return score
+
+
+def _check_numbers(maps: Tensor) -> None:
+    """Raise UsageError for maps with nan."""
+    if wrong := int(maps.isnan().sum()):
+        raise UsageError(f"{wrong} of {maps.numel()} values of the maps are nan; a map with nan has no order to score")
 
 
 def replaced(pixels_BCHW: Tensor, layout: TokenLayout, replacement: str = "mean") -> Tensor:
@@ -181,6 +197,7 @@ def pointing(maps_Mhw: Tensor, box: tuple[float, float, float, float]) -> tuple[
         the box. A map of zeros has no sum: nan.
     """
     cover_hw = box_cover(box, maps_Mhw.shape[1:])
+    _check_numbers(maps_Mhw)
     maps_MP, cover_P = maps_Mhw.float().cpu().flatten(1), cover_hw.flatten()
     largest_MP = (maps_MP == maps_MP.amax(dim=1, keepdim=True)).float()
     hit = (largest_MP * cover_P).sum(dim=1) / largest_MP.sum(dim=1)
@@ -210,7 +227,12 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
     """Return Spearman's rank correlation of maps (..., h, w), or of rows (..., P) where there is one axis only: (...).
 
     The correlation of the ranks, also with ties. nan where either map is constant.
+
+    Raises:
+        UsageError: a map with nan, which has no ranks.
     """
+    _check_numbers(a)
+    _check_numbers(b)
     a, b = (ranks(x.flatten(-2) if x.ndim > 1 else x).double() for x in (a, b))
     a, b = (x - x.mean(dim=-1, keepdim=True) for x in (a, b))
     return (a * b).sum(dim=-1) / ((a * a).sum(dim=-1) * (b * b).sum(dim=-1)).sqrt()
@@ -301,15 +323,21 @@ class MapScore:
 
 
 def map_score(
-    model: ViT, pixels_1CHW: Tensor, map_hw: Tensor, *, target: int | None = None, random: int = 5
+    model: ViT,
+    pixels_1CHW: Tensor,
+    map_hw: Tensor,
+    *,
+    target: int | None = None,
+    random: int = 5,
+    resample: bool = False,
 ) -> MapScore:
     """Return the score of one map (h, w), or (h, w, components) by their L2 norm; arguments as `curves`."""
     map_1hw = (map_hw.norm(dim=-1) if map_hw.ndim == 3 else map_hw)[None].float().cpu()
     if target is None and model.config.classes:
         with torch.inference_mode():
-            target = int(model(pixels_1CHW).argmax())
-    maps_Mhw = torch.cat([map_1hw, random_maps(model.layout_of(pixels_1CHW), random)])
-    found = curves(model, pixels_1CHW, maps_Mhw, target=target)
+            target = int(model(pixels_1CHW, resample=resample).argmax())
+    maps_Mhw = torch.cat([map_1hw, random_maps(model.layout_of(pixels_1CHW, resample=resample), random)])
+    found = curves(model, pixels_1CHW, maps_Mhw, target=target, resample=resample)
     (deletion, *others), (insertion, *more) = found.deletion.tolist(), found.insertion.tolist()
     return MapScore(
         target=target,
@@ -331,7 +359,7 @@ class Faithfulness:
     methods: list[str]
     left_out: dict[str, str]  # methods that this model cannot have, with the reason
     targets: list[int | None]  # the class of every image; None without a head
-    probabilities: list[float | None]  # of that class
+    probabilities: list[float | None]  # of that class; its score where config.score is none
     maps: Tensor  # (B, M, h, w), float32
     curves: list[Curves]  # of every image; of its M maps, the centre and the R random maps
     correlations: Tensor  # (M, stages, B), rank correlation with the map of a randomised model
@@ -386,6 +414,7 @@ def faithfulness(
     random: int = 5,
     seed: int = 0,
     batch_size: int = 32,
+    resample: bool = False,
 ) -> Faithfulness:
     """Return the scores of the maps of several methods on several images.
 
@@ -397,15 +426,16 @@ def faithfulness(
         replacement, steps, batch_size: as `curves`.
         random: the number of random maps.
         seed: of the random maps and the shuffled weights.
+        resample: as in `ViT.embed`; then all images must have one size.
 
     Raises:
         UsageError: a method that was asked for cannot be had, or a setting of `curves`.
     """
-    layout = model.layout_of(pixels[0])
+    layout = model.layout_of(pixels[0], resample=resample)
     if steps and steps > layout.patches:
         raise UsageError(f"--steps {steps}: {model.name} reads {layout.patches} patches, so at most as many steps")
-    targets, probabilities = zip(*(_class_of(model, x, target) for x in pixels), strict=True)
-    first, left_out = _first_maps(model, pixels[0], targets[0], methods)
+    targets, probabilities = zip(*(_class_of(model, x, target, resample) for x in pixels), strict=True)
+    first, left_out = _first_maps(model, pixels[0], targets[0], methods, resample)
 
     def maker(name: str) -> Callable[[ViT], Tensor]:
         """The maps of all images as a function of the model; the first image's own map is there already."""
@@ -413,14 +443,19 @@ def faithfulness(
         def make(which: ViT) -> Tensor:
             known = [first[name]] if which is model else []
             rest = range(len(known), len(pixels))
-            return torch.cat(known + [_map_of(which, pixels[i], name, targets[i]) for i in rest])
+            return torch.cat(known + [_map_of(which, pixels[i], name, targets[i], resample) for i in rest])
 
         return make
 
     checked = randomisation_check(model, {name: maker(name) for name in first}, seed=seed)
     maps_BMhw = torch.stack([maps.float().cpu() for maps, _ in checked.values()], dim=1)
     others_Rhw = torch.cat([centre_gaussian(layout), random_maps(layout, random, seed=seed)])
-    settings: dict[str, Any] = {"replacement": replacement, "steps": steps, "batch_size": batch_size}
+    settings: dict[str, Any] = {
+        "replacement": replacement,
+        "steps": steps,
+        "batch_size": batch_size,
+        "resample": resample,
+    }
     return Faithfulness(
         methods=list(first),
         left_out=left_out,
@@ -447,29 +482,29 @@ def _number(value: Any) -> float | None:
 
 
 @torch.inference_mode()
-def _class_of(model: ViT, pixels_1CHW: Tensor, target: int | None) -> tuple[int | None, float | None]:
-    """The class to follow in an image and its probability; None without a head."""
+def _class_of(model: ViT, pixels_1CHW: Tensor, target: int | None, resample: bool) -> tuple[int | None, float | None]:
+    """The class to follow in an image and its score; None without a head."""
     if target is None and not model.config.classes:
         return None, None
-    logits_1L = model(pixels_1CHW)
+    logits_1L = model(pixels_1CHW, resample=resample)
     index = int(logits_1L.argmax()) if target is None else target
-    return index, float(logits_1L.float().softmax(dim=-1)[0, index])
+    return index, float(class_scores(logits_1L, score_of(model))[0, index])
 
 
-def _map_of(model: ViT, pixels_1CHW: Tensor, method: str, target: int | None) -> Tensor:
+def _map_of(model: ViT, pixels_1CHW: Tensor, method: str, target: int | None, resample: bool) -> Tensor:
     """A method's map with its default settings, for the class where it follows one: (1, h, w)."""
-    settings = {"target": target} if "class" in METHODS[method].takes else {}
-    return plain_map(model, pixels_1CHW, method, **settings)
+    settings: dict[str, Any] = {"target": target} if "class" in METHODS[method].takes else {}
+    return plain_map(model, pixels_1CHW, method, resample=resample, **settings)
 
 
 def _first_maps(
-    model: ViT, pixels_1CHW: Tensor, target: int | None, asked: Sequence[str] | None
+    model: ViT, pixels_1CHW: Tensor, target: int | None, asked: Sequence[str] | None, resample: bool
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The first image's maps, and which methods this model cannot have, with the reason."""
     maps, left_out = {}, {}
     for name in asked or (name for name in METHODS if name != "pool" or model.attn_pool is not None):
         try:
-            maps[name] = _map_of(model, pixels_1CHW, name, target)
+            maps[name] = _map_of(model, pixels_1CHW, name, target, resample)
         except UsageError as error:
             if asked:
                 raise UsageError(f"--methods {name}: {error}") from None

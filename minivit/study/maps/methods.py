@@ -15,6 +15,7 @@ from minivit.model.capabilities import ImageModel, require_vit
 from minivit.model.classes import class_name
 from minivit.model.swin import Swin
 from minivit.model.vit import ViT
+from minivit.study.changes import softmax_needed
 from minivit.study.maps.attention import Query, attention_map, fuse_heads, pool_attention, rollout
 from minivit.study.maps.relevance import (
     grad_rollout,
@@ -39,7 +40,7 @@ def method_map(model: ViT, pixels_BCHW: Tensor, method: str, **settings: Any) ->
             `discard`, `steps`, each as in `minivit.study`'s function of the method. A `layer` of None is the last one,
             or for "similarity" and "pca" the tokens after the final norm. "all" as `layer`, and for "raw" as `head`,
             returns every one, each on an axis behind B, layers first. "rollout" has one more `query`, "pool": the query
-            of the model's attention pool.
+            of the model's attention pool. Every method takes `resample`, as in `ViT.embed`.
 
     Raises:
         UsageError: no such method, layer, head, token or class, or a model without what the method needs.
@@ -57,10 +58,12 @@ def _raw(
     layer: int | str | None = None,
     head: int | str = "mean",
     query: Query | None = None,
+    resample: bool = False,
 ) -> Tensor:
     layers = _layers(model, layer)
     keep = [f"blocks.{i}.{part}" for i in layers for part in "qk"]
-    kept = trace(model, pixels_BCHW, keep=keep, limit=None)
+    with softmax_needed(model, "a map of attention"):
+        kept = trace(model, pixels_BCHW, keep=keep, limit=None, resample=resample)
     heads = range(model.config.heads) if head == "all" else [head]
 
     def of_layer(i: int) -> Tensor:
@@ -73,17 +76,25 @@ def _raw(
     return maps if layer == "all" else maps[:, 0]
 
 
-def _pool(model: ViT, pixels_BCHW: Tensor, *, head: int | str = "mean") -> Tensor:
-    return model.layout_of(pixels_BCHW).to_grid(fuse_heads(pool_attention(model, pixels_BCHW), head)[:, 0])
+def _pool(model: ViT, pixels_BCHW: Tensor, *, head: int | str = "mean", resample: bool = False) -> Tensor:
+    probs_BA1P = pool_attention(model, pixels_BCHW, resample=resample)
+    return model.layout_of(pixels_BCHW, resample=resample).to_grid(fuse_heads(probs_BA1P, head)[:, 0])
 
 
 def _rollout(
-    model: ViT, pixels_BCHW: Tensor, *, head: int | str = "mean", query: Query | None = None, **settings: Any
+    model: ViT,
+    pixels_BCHW: Tensor,
+    *,
+    head: int | str = "mean",
+    query: Query | None = None,
+    resample: bool = False,
+    **settings: Any,
 ) -> Tensor:
-    kept = trace(model, pixels_BCHW, keep=["blocks.*.q", "blocks.*.k"], limit=None)
+    with softmax_needed(model, "rollout"):
+        kept = trace(model, pixels_BCHW, keep=["blocks.*.q", "blocks.*.k"], limit=None, resample=resample)
     start: Query | Tensor | None = query
     if query == "pool":
-        start = F.pad(_pool(model, pixels_BCHW, head=head).flatten(1), (kept.layout.prefix, 0))
+        start = F.pad(_pool(model, pixels_BCHW, head=head, resample=resample).flatten(1), (kept.layout.prefix, 0))
     return rollout(kept.attention, kept.layout, fusion=head, query=start, **settings)
 
 
@@ -92,9 +103,10 @@ def _grad_rollout(model: ViT, pixels_BCHW: Tensor, *, head: int | str = "mean", 
 
 
 def _per_patch(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def of_patches(model: ViT, pixels_BCHW: Tensor, **settings: Any) -> Tensor:
-        attribution_BCHW = function(model, pixels_BCHW, **settings)
-        return per_patch(attribution_BCHW, model.layout_of(pixels_BCHW), patch=model.config.patch_size)
+    def of_patches(model: ViT, pixels_BCHW: Tensor, *, resample: bool = False, **settings: Any) -> Tensor:
+        attribution_BCHW = function(model, pixels_BCHW, resample=resample, **settings)
+        layout = model.layout_of(pixels_BCHW, resample=resample)
+        return per_patch(attribution_BCHW, layout, patch=model.config.patch_size)
 
     return of_patches
 
@@ -102,10 +114,17 @@ def _per_patch(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _of_tokens(function: Callable[..., Tensor], final: bool) -> Callable[..., Tensor]:
     """A function of one step's tokens; without a layer those after the final norm, or of the last block."""
 
-    def of_layers(model: ViT, pixels_BCHW: Tensor, *, layer: int | str | None = None, **settings: Any) -> Tensor:
+    def of_layers(
+        model: ViT,
+        pixels_BCHW: Tensor,
+        *,
+        layer: int | str | None = None,
+        resample: bool = False,
+        **settings: Any,
+    ) -> Tensor:
         after_norm = final and layer is None
         steps = ["norm"] if after_norm else [f"blocks.{i}.resid_post" for i in _layers(model, layer)]
-        kept = trace(model, pixels_BCHW, keep=steps, limit=None)
+        kept = trace(model, pixels_BCHW, keep=steps, limit=None, resample=resample)
         maps = [function(kept[step], kept.layout, **settings) for step in steps]
         return torch.stack(maps, dim=1) if layer == "all" else maps[0]
 
@@ -167,13 +186,16 @@ class Maps:
         return f"<Maps {tuple(self.values.shape)}: {self.title}>"
 
 
-def compute(model: ImageModel, pixels_1CHW: Tensor, method: str = "raw", **settings: Any) -> Maps:
+def compute(
+    model: ImageModel, pixels_1CHW: Tensor, method: str = "raw", *, resample: bool = False, **settings: Any
+) -> Maps:
     """Return the map or maps of one image by a method, with their names.
 
     Args:
         pixels_1CHW: one image. method: a name of METHODS; of a Swin "raw" only. settings: those that
             METHODS[method].takes, without "scale", and `target` instead of "class". `layer` is a number or "all",
-            `head` a number, "mean", "max" or "min", `grid=True` returns layers x heads.
+            `head` a number, "mean", "max" or "min", `grid=True` returns layers x heads. resample: as in
+            `ViT.embed`; a Swin needs none.
 
     Raises:
         UsageError: no such method, a setting that it does not take, or no such layer, head, token or class.
@@ -195,7 +217,7 @@ def compute(model: ImageModel, pixels_1CHW: Tensor, method: str = "raw", **setti
     if "target" in takes:
         if settings.get("target") is None:
             with torch.inference_mode():
-                settings["target"] = int(model(pixels_1CHW).argmax())
+                settings["target"] = int(model(pixels_1CHW, resample=resample).argmax())
         title.append(f"for {class_name(model, settings['target'])}")
     asked = settings.get("query")
     if asked is None and "query" in takes and "target" not in takes:
@@ -209,9 +231,9 @@ def compute(model: ImageModel, pixels_1CHW: Tensor, method: str = "raw", **setti
     title += [f"{key.replace('_', ' ')} {settings[key]:g}" for key, default in SETTINGS.items()
               if isinstance(default, (int, float)) and key in settings]  # fmt: skip
     if "layer" not in takes:
-        values = method_map(model, pixels_1CHW, method, **settings)[0]
+        values = method_map(model, pixels_1CHW, method, resample=resample, **settings)[0]
         return _one(method, values, title, settings.get("target"))
-    values = method_map(model, pixels_1CHW, method, layer=chosen, **settings)[0]
+    values = method_map(model, pixels_1CHW, method, layer=chosen, resample=resample, **settings)[0]
     layers = range(config.depth) if chosen == "all" else [config.depth - 1 if chosen is None else chosen]
     names = [f"layer {i}" for i in layers]
     if grid or len(names) > 1:

@@ -1,8 +1,8 @@
 """What speaks for a class: methods that follow the gradient of one logit back to the patches.
 
-Methods that need the gradient of attention probabilities run the forward with those probabilities
-in the graph, by `attend_reference`'s formula, whatever kernel the model has; its own comes back
-afterwards. The logits of that run differ from the kernel's by rounding only. No parameter receives a gradient.
+Methods that need the gradient of attention probabilities run the forward with those in the graph, by the formula of
+`attend_reference`, inside the contexts that are open (`ablate`, `knockout`, `patched`). A kernel that returns something
+else than softmax attention is refused. No parameter receives a gradient.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minivit.errors import ShapeError, UsageError
-from minivit.model.attention import Attend, AttentionPool, attention_probs
+from minivit.model.attention import AttentionPool, attention_probs
 from minivit.model.block import Block
 from minivit.model.capabilities import require_vit
 from minivit.model.config import TokenLayout, ViTConfig
 from minivit.model.vit import ViT
+from minivit.study.changes import AttendCall, AttendChange, ModuleChange, at_attention, at_module
 from minivit.study.maps.attention import Query, fuse_heads, query_weights
-from minivit.study.tracing import attend_swapped
 
 Target = int | Tensor | None
 
@@ -36,6 +36,7 @@ def grad_rollout(
     fusion: str | int = "mean",
     start_layer: int = 0,
     query: Query | None = None,
+    resample: bool = False,
 ) -> Tensor:
     """Attention rollout with every probability weighed by its gradient: (B, h, w).
 
@@ -44,9 +45,10 @@ def grad_rollout(
     often small beside I, so that the residual weight decides how deep the map looks.
 
     Args:
-        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+        target: the class, one number for all images or (B,); None is the most likely one of each image.
         residual, fusion, start_layer: as in `rollout`.
         query: as `query_weights`; None is what the head reads.
+        resample: as in `ViT.embed`.
 
     Raises:
         UsageError: a model without a head, or no such class, layer, head or token.
@@ -54,8 +56,8 @@ def grad_rollout(
     if not 0 <= residual <= 1:
         raise UsageError(f"residual is {residual}; it is a share, from 0 to 1")
     _check_head(model)
-    layout = model.layout_of(pixels_BCHW)
-    attended = zip(*_probs_and_grads(model, pixels_BCHW, target, start_layer, query), strict=True)
+    layout = model.layout_of(pixels_BCHW, resample=resample)
+    attended = zip(*_probs_and_grads(model, pixels_BCHW, target, start_layer, query, resample), strict=True)
     weighed = [fuse_heads(probs_BANM * grads_BANM, fusion).clamp(min=0) for probs_BANM, grads_BANM in attended]
     if _reads_pool(model, query):
         pool_BN = _pool_row(weighed.pop(), layout)
@@ -72,7 +74,13 @@ def grad_rollout(
 
 
 def relevance(
-    model: ViT, pixels_BCHW: Tensor, *, target: Target = None, start_layer: int = 0, query: Query | None = None
+    model: ViT,
+    pixels_BCHW: Tensor,
+    *,
+    target: Target = None,
+    start_layer: int = 0,
+    query: Query | None = None,
+    resample: bool = False,
 ) -> Tensor:
     """Relevance of every patch for a class: (B, h, w), at least 0.
 
@@ -82,37 +90,39 @@ def relevance(
     An attention pool, which looks at the patches with a query of its own, is their cross-attention: equations 8 to 10.
 
     Args:
-        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+        target: the class, one number for all images or (B,); None is the most likely one of each image.
         start_layer: the first layer that takes part.
         query: as `query_weights`; None is what the head reads.
+        resample: as in `ViT.embed`.
 
     Raises:
         UsageError: a model without a head, or no such class, layer or token.
     """
     _check_head(model)
-    layout = model.layout_of(pixels_BCHW)
-    probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer, query)
+    layout = model.layout_of(pixels_BCHW, resample=resample)
+    probs, grads = _probs_and_grads(model, pixels_BCHW, target, start_layer, query, resample)
     return layout.to_grid(_relevances(model, layout, query, probs, grads)[0])
 
 
 def relevance_by_start(
-    model: ViT, pixels_BCHW: Tensor, targets: Sequence[int], *, query: Query | None = None
+    model: ViT, pixels_BCHW: Tensor, targets: Sequence[int], *, query: Query | None = None, resample: bool = False
 ) -> Tensor:
     """`relevance` of several classes and from every first layer: (targets, layers, B, h, w).
 
     One forward, and one backward for each class; `result[t, s]` is relevance(target=targets[t], start_layer=s).
 
     Args:
-        targets: classes, each for all pictures.
+        targets: classes, each for all images.
         query: as `query_weights`; None is what the head reads.
+        resample: as in `ViT.embed`.
 
     Raises:
         UsageError: a model without a head, or no such class or token.
     """
     _check_head(model)
-    layout = model.layout_of(pixels_BCHW)
+    layout = model.layout_of(pixels_BCHW, resample=resample)
     with _attention_in_graph(model, 0, pool=_reads_pool(model, query)) as probs:
-        logits_BL = model(pixels_BCHW)
+        logits_BL = _run(model, pixels_BCHW, resample)
         found = []
         for target in targets:
             score = _picked(logits_BL, _classes(model, logits_BL, target)).sum()
@@ -150,20 +160,28 @@ def _added(row_BN: Tensor, layers_BNN: list[Tensor]) -> list[Tensor]:
 
 
 def legrad(
-    model: ViT, pixels_BCHW: Tensor, *, target: Target = None, start_layer: int = 0, pool: str = "mean"
+    model: ViT,
+    pixels_BCHW: Tensor,
+    *,
+    target: Target = None,
+    start_layer: int = 0,
+    pool: str = "mean",
+    resample: bool = False,
 ) -> Tensor:
     """LeGrad: how much more attention to a patch would raise the class, layer by layer, (B, h, w), at least 0.
 
     Bousselham et al. 2024 (arXiv:2404.03214), section 3: every layer's tokens are read by the model's own
     final norm and head; the positive part of that logit's gradient by the layer's attention is averaged
-    over heads and queries, then over layers. The paper's last step, scaling the map to 0 to 1, is
-    left to whoever draws it.
+    over heads and queries, then over layers. Where an attention pool stands before the head, the gradient is that by
+    the pool's attention to the layer's tokens (the authors' compute_legrad_siglip). The paper's last step, scaling the
+    map to 0 to 1, is left to whoever draws it.
 
     Args:
-        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+        target: the class, one number for all images or (B,); None is the most likely one of each image.
         start_layer: the first layer that takes part.
         pool: what the head reads of a layer: the "mean" of all its tokens, as the authors' code does, or what the
-            model's own "head" reads; then only the rows of those tokens have gradients.
+            model's own "head" reads, with the gradient by the layer's attention; then only the rows of the tokens read
+            have gradients.
 
     Raises:
         UsageError: a model without a head, or no such class, layer or pool.
@@ -171,48 +189,57 @@ def legrad(
     if pool not in ("mean", "head"):
         raise UsageError(f"pool is {pool!r}; it must be mean or head")
     _check_head(model)
-    layout = model.layout_of(pixels_BCHW)
+    layout = model.layout_of(pixels_BCHW, resample=resample)
+    of_pool = model.attn_pool is not None and pool == "mean"
     layers: list[Tensor] = []
-    with _attention_in_graph(model, start_layer) as probs, ExitStack() as stack:
+    with _attention_in_graph(model, start_layer, pool=of_pool) as probs, ExitStack() as stack:
         for block in model.blocks[start_layer:]:
-            handle = block.register_forward_hook(lambda module, args, output: layers.append(output))
-            stack.callback(handle.remove)
-        logits_BL = model(pixels_BCHW)
+            stack.enter_context(at_module(block, ModuleChange(record_output=layers.append)))
+        logits_BL = _run(model, pixels_BCHW, resample)
         classes_B = _classes(model, logits_BL, target)
-        total_BM = torch.zeros(len(pixels_BCHW), layout.count).to(logits_BL)
-        for tokens_BND, probs_BANM in zip(layers, probs, strict=True):
-            if pool == "mean":
+        total_BM = logits_BL.new_zeros(())
+        for i, tokens_BND in enumerate(layers):
+            if pool == "mean" and not of_pool:
                 # Every token becomes the mean, so that whatever the head picks it reads the mean.
                 tokens_BND = tokens_BND.mean(dim=1, keepdim=True).expand_as(tokens_BND)
             if model.config.norm == "tokens":  # else the pooling brings the norm
                 tokens_BND = model.norm(tokens_BND)
             score = _picked(model.answer(tokens_BND), classes_B).sum()
+            probs_BANM = probs[-1] if of_pool else probs[i]  # the pool's last run is the one of this layer
             (grad_BANM,) = torch.autograd.grad(score, probs_BANM, retain_graph=True)
-            total_BM += grad_BANM.clamp(min=0).mean(dim=(1, 2))
+            total_BM = total_BM + grad_BANM.clamp(min=0).mean(dim=(1, 2))
     return layout.to_grid(total_BM / len(layers))
 
 
-def input_gradients(model: ViT, pixels_BCHW: Tensor, *, target: Target = None) -> Tensor:
+def input_gradients(model: ViT, pixels_BCHW: Tensor, *, target: Target = None, resample: bool = False) -> Tensor:
     """The gradient of a class's logit by the pixels: (B, C, H, W).
 
     Simonyan et al. 2013 (arXiv:1312.6034), section 3; `per_patch` makes a map of it. Says what a
     small change would do, not what made the score; noisy.
 
     Args:
-        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+        target: the class, one number for all images or (B,); None is the most likely one of each image.
+        resample: as in `ViT.embed`.
 
     Raises:
-        UsageError: a model without a head, or no such class.
+        UsageError: a model without a head, no such class, or inference mode, which keeps no gradients.
     """
+    _check_gradients(model)
     with torch.enable_grad():
-        pixels_BCHW = pixels_BCHW.detach().requires_grad_()
-        logits_BL = model(pixels_BCHW)
+        pixels_BCHW = _normal(pixels_BCHW).detach().requires_grad_()
+        logits_BL = _run(model, pixels_BCHW, resample)
         score = _picked(logits_BL, _classes(model, logits_BL, target)).sum()
         return torch.autograd.grad(score, pixels_BCHW)[0]
 
 
 def integrated_gradients(
-    model: ViT, pixels_BCHW: Tensor, *, target: Target = None, baseline: Tensor | None = None, steps: int = 32
+    model: ViT,
+    pixels_BCHW: Tensor,
+    *,
+    target: Target = None,
+    baseline: Tensor | None = None,
+    steps: int = 32,
+    resample: bool = False,
 ) -> Tensor:
     """What every pixel adds to a class's logit on the straight way from a baseline: (B, C, H, W).
 
@@ -220,10 +247,11 @@ def integrated_gradients(
     is the logit's rise from the baseline, the nearer the more steps.
 
     Args:
-        target: the class, one number for all pictures or (B,); None is the class each picture is given.
+        target: the class, one number for all images or (B,); None is the most likely one of each image.
         baseline: pixels that broadcast to (B, C, H, W), where the way begins; None is zeros, the mean
             colour of the training pictures after normalisation. The map depends on it.
         steps: how many points of the way are run, one forward and backward each.
+        resample: as in `ViT.embed`.
 
     Raises:
         UsageError: a model without a head, no such class, or fewer than one step.
@@ -232,11 +260,12 @@ def integrated_gradients(
         raise UsageError(f"steps is {steps}; it must be at least 1")
     start = torch.zeros_like(pixels_BCHW) if baseline is None else baseline.expand_as(pixels_BCHW)
     with torch.no_grad():
-        classes_B = _classes(model, model(pixels_BCHW), target)
+        classes_B = _classes(model, _run(model, pixels_BCHW, resample), target)
     total = torch.zeros_like(pixels_BCHW)
     for step in range(steps):
         share = (step + 0.5) / steps
-        total += input_gradients(model, start + share * (pixels_BCHW - start), target=classes_B)
+        at_BCHW = start + share * (pixels_BCHW - start)
+        total += input_gradients(model, at_BCHW, target=classes_B, resample=resample)
     return (pixels_BCHW - start) * total / steps
 
 
@@ -266,34 +295,33 @@ def _attention_in_graph(model: ViT, start_layer: int, pool: bool = False) -> Ite
     perhaps those of the attention pool, (B, A, 1, P)."""
     if not 0 <= start_layer < model.config.depth:
         raise UsageError(f"start_layer is {start_layer}; there are layers 0 to {model.config.depth - 1}")
+    _check_gradients(model)
     probs: list[Tensor] = []
 
-    def wrap(_: Attend) -> Attend:
-        def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-            probs_BANM = attention_probs(q, k, scale=scale)
-            if not probs_BANM.requires_grad:  # a model with frozen weights
-                probs_BANM.requires_grad_()
-            probs.append(probs_BANM)
-            return probs_BANM @ v
+    def kernel(call: AttendCall) -> Tensor:
+        probs_BANM = attention_probs(call.q, call.k, scale=call.scale, bias=call.bias)
+        if not probs_BANM.requires_grad:  # a model with frozen weights
+            probs_BANM.requires_grad_()
+        probs.append(probs_BANM)
+        return probs_BANM @ call.v
 
-        return attend
-
+    change = AttendChange(kernel=kernel, softmax="this map")
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         for block in model.blocks[start_layer:]:
-            stack.enter_context(attend_swapped(cast(Block, block).attn, wrap))
+            stack.enter_context(at_attention(cast(Block, block).attn, change))
         if pool:
-            stack.enter_context(attend_swapped(cast(AttentionPool, model.attn_pool), wrap))
+            stack.enter_context(at_attention(cast(AttentionPool, model.attn_pool), change))
         yield probs
 
 
 def _probs_and_grads(
-    model: ViT, pixels_BCHW: Tensor, target: Target, start_layer: int, query: Query | None
+    model: ViT, pixels_BCHW: Tensor, target: Target, start_layer: int, query: Query | None, resample: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """probs_BANM of the layers from `start_layer` on, and of the attention pool where the query is what it reads; and
     the gradient of the class's logit by each."""
     with _attention_in_graph(model, start_layer, pool=_reads_pool(model, query)) as probs:
-        logits_BL = model(pixels_BCHW)
+        logits_BL = _run(model, pixels_BCHW, resample)
         score = _picked(logits_BL, _classes(model, logits_BL, target)).sum()
         grads = torch.autograd.grad(score, probs)
     return [probs_BANM.detach() for probs_BANM in probs], list(grads)
@@ -322,6 +350,27 @@ def _check_head(model: ViT) -> None:
         require_vit(model, "relevance")
     if not model.config.classes:
         raise UsageError("the model has no head, so no class can be followed back; look at attention or rollout")
+
+
+def _check_gradients(model: ViT) -> None:
+    """Raise UsageError where autograd cannot work."""
+    if torch.is_inference_mode_enabled():
+        raise UsageError("this map needs gradients, and torch.inference_mode() turns them off; call it outside, or in "
+                         "torch.no_grad()")  # fmt: skip
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise UsageError(
+            "this map needs gradients, and the model was loaded in torch.inference_mode(); load it outside"
+        )
+
+
+def _run(model: ViT, pixels_BCHW: Tensor, resample: bool) -> Tensor:
+    """The model's logits; gradients by pixels work for any module, which need not know `resample`."""
+    return model(_normal(pixels_BCHW), resample=True) if resample else model(_normal(pixels_BCHW))
+
+
+def _normal(x: Tensor) -> Tensor:
+    """The tensor as one that autograd may save, which tensors made in inference mode are not."""
+    return x.clone() if x.is_inference() else x
 
 
 def _classes(model: ViT, logits_BL: Tensor, target: Target) -> Tensor:

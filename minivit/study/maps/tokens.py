@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minivit.errors import UsageError
+from minivit.errors import ShapeError, UsageError
 from minivit.model.config import TokenLayout
 from minivit.study.maps.attention import Query, query_weights
 
@@ -61,10 +61,17 @@ def position_similarity(pos_embed_1ND: Tensor, layout: TokenLayout) -> Tensor:
     Dosovitskiy et al. 2021 (arXiv:2010.11929), figure 7, centre. `[r, c]` is the map of the patch in row r, column c.
 
     Args:
-        pos_embed_1ND: `model.pos_embed`, with its prefix rows or without.
+        pos_embed_1ND: `model.pos_embed`, whose last P rows are those of the patches. Rows of prefix tokens may stand
+            before them, of all or of some: registers often have none.
+
+    Raises:
+        ShapeError: fewer rows than patches or more than tokens.
     """
-    # (1, N or P, D) -> (P, D)
-    x = torch.nn.functional.normalize(layout.to_grid(pos_embed_1ND)[0].flatten(0, 1), dim=-1)
+    rows = pos_embed_1ND.shape[1]
+    if not layout.patches <= rows <= layout.count:
+        raise ShapeError(f"{rows} positions; this layout has {layout.patches} patches and {layout.count} tokens")
+    # (1, rows, D) -> (P, D)
+    x = torch.nn.functional.normalize(pos_embed_1ND[0, -layout.patches :], dim=-1)
     return layout.to_grid(layout.to_grid(x @ x.T, dim=1), dim=0)
 
 

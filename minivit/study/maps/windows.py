@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from minivit.errors import UsageError
-from minivit.model.attention import BiasedAttend, attention_probs
+from minivit.model.attention import attention_probs
 from minivit.model.capabilities import require_windowed
 from minivit.model.swin import Swin, Windows
+from minivit.study.changes import AttendCall, AttendChange, ModuleChange, at_attention, at_module
 from minivit.study.maps.attention import fuse_heads
-from minivit.study.tracing import attend_swapped
 
 
 class WindowProbs(NamedTuple):
@@ -49,20 +49,16 @@ def observe_windows(
     """Run one forward pass that calls `observe(layer, its attention)` in each of these blocks."""
     seen: dict[int, Windows] = {}
 
-    def observed(layer: int, own: BiasedAttend) -> BiasedAttend:
-        def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor) -> Tensor:
-            probs_VANN = attention_probs(q, k, scale=scale, bias=bias)
-            observe(layer, WindowProbs(probs_VANN.unflatten(0, (len(pixels_BCHW), -1)), seen[layer]))
-            return own(q, k, v, scale=scale, bias=bias)
-
-        return attend
+    def record(layer: int, call: AttendCall) -> None:
+        probs_VANN = attention_probs(call.q, call.k, scale=call.scale, bias=call.bias)
+        observe(layer, WindowProbs(probs_VANN.unflatten(0, (len(pixels_BCHW), -1)), seen[layer]))
 
     with ExitStack() as stack:
         for layer in layers:
             attn = model.blocks[layer].attn
-            see = attn.register_forward_pre_hook(lambda module, args, layer=layer: seen.update({layer: args[1]}))
-            stack.callback(see.remove)
-            stack.enter_context(attend_swapped(attn, partial(observed, layer)))  # type: ignore[arg-type]
+            see = partial(lambda layer, tokens_BPD, windows, *_: seen.update({layer: windows}), layer)
+            stack.enter_context(at_module(attn, ModuleChange(record_input=see)))
+            stack.enter_context(at_attention(attn, AttendChange(record=partial(record, layer))))
         model(pixels_BCHW)
 
 
