@@ -17,7 +17,7 @@ from minivit.images.spec import ImageSpec
 from minivit.model.attention import Attend, BiasedAttend, SelfAttention, attend_sdpa, takes_bias
 from minivit.model.block import Block
 from minivit.model.config import SwinConfig, SwinStage
-from minivit.model.embed import PatchEmbed
+from minivit.model.embed import PatchEmbed, check_pixels
 
 MASKED = -100.0  # added to logits of tokens that are no neighbours in the image, as in every reference library
 
@@ -132,7 +132,7 @@ class WindowAttention(SelfAttention):
         bias = self.bias()
         if mask_W1NN is not None:
             # (1, A, N, N) + (W, 1, N, N) -> (W, A, N, N) -> (B, W, A, N, N) -> (B*W, A, N, N)
-            bias = (bias + mask_W1NN).expand(len(x), -1, -1, -1, -1).flatten(0, 1)
+            bias = (bias + mask_W1NN).expand(x.shape[0], -1, -1, -1, -1).flatten(0, 1)
         output_VANK = self.attend(q, k, v, scale=self.scale, bias=bias)  # type: ignore[call-arg]
         # (B*W, A, N, K) -> (B*W, N, A, K) -> (B*W, N, D)
         return windows.stitch(self.proj(output_VANK.transpose(1, 2).flatten(2)))
@@ -240,7 +240,8 @@ class Swin(nn.Module):
         """Return the tokens of the last stage (B, P, D) after the final norm, from pixels (B, C, H, W).
 
         Raises:
-            ShapeError: wrong channels, or a size that the reference library refuses.
+            ShapeError: no batch axis, wrong channels, or a size that the reference library refuses.
+            UsageError: not a tensor, or in another dtype or on another device than the weights.
         """
         x = self.embed(pixels_BCHW)
         height, width = pixels_BCHW.shape[2:]
@@ -251,8 +252,7 @@ class Swin(nn.Module):
     def embed(self, pixels_BCHW: Tensor) -> Tensor:
         """Return the tokens (B, P, D) that the first block receives, from pixels (B, C, H, W); raises as `features`."""
         config = self.config
-        if pixels_BCHW.ndim != 4 or pixels_BCHW.shape[1] != config.channels:
-            raise ShapeError(f"pixels have shape {tuple(pixels_BCHW.shape)}; expected (B, {config.channels}, H, W)")
+        check_pixels(pixels_BCHW, self.patch_embed.weight)
         height, width = pixels_BCHW.shape[2:]
         config.grid((height, width))  # refuses a size that is not a whole number of patches
         pixels_BCHW = F.pad(pixels_BCHW, (0, -width % config.patch_size, 0, -height % config.patch_size))

@@ -13,7 +13,7 @@ from minivit.images.spec import ImageSpec
 from minivit.model.attention import Attend, AttentionPool, attend_sdpa
 from minivit.model.block import MLP, Block, LayerScale
 from minivit.model.config import TokenLayout, ViTConfig
-from minivit.model.embed import PatchEmbed, resample_positions, rope_angles, spread_positions
+from minivit.model.embed import PatchEmbed, check_batch, check_pixels, resample_positions, rope_angles, spread_positions
 
 
 class ViT(nn.Module):
@@ -96,12 +96,15 @@ class ViT(nn.Module):
                 Models with config.any_size always do.
 
         Raises:
-            ShapeError: wrong channels, not a whole number of patches, or another size without `resample`.
+            ShapeError: no batch axis, wrong channels, not a whole number of patches, or another size without
+                `resample`.
+            UsageError: not a tensor, or in another dtype or on another device than the weights.
         """
+        check_pixels(pixels_BCHW, self.patch_embed.weight)
         layout = self.layout_of(pixels_BCHW, resample=resample)
         patches_BPD = self.patch_embed(pixels_BCHW)
         prefix = [token for token in (self.cls_token, self.dist_token, self.reg_tokens) if token is not None]
-        x = torch.cat([*(token.expand(len(patches_BPD), -1, -1) for token in prefix), patches_BPD], dim=1)
+        x = torch.cat([*(token.expand(patches_BPD.shape[0], -1, -1) for token in prefix), patches_BPD], dim=1)
         return self.norm_pre(x if self.pos_embed is None else x + self.positions(layout))
 
     def pool(self, tokens_BND: Tensor, pooling: str | None = None) -> Tensor:
@@ -140,7 +143,7 @@ class ViT(nn.Module):
         assert self.pos_embed is not None
         trained = self.config.layout
         pos_embed: Tensor = self.pos_embed
-        if layout != trained:
+        if layout.grid != trained.grid:
             pos_embed = resample_positions(pos_embed, trained, layout, self.config.position_resampling)
         return spread_positions(pos_embed, self.config.positioned_prefix, layout)
 
@@ -154,15 +157,15 @@ class ViT(nn.Module):
     def layout_of(self, pixels_BCHW: Tensor, *, resample: bool = False) -> TokenLayout:
         """Return the token layout of these pixels; arguments and errors as `embed`."""
         config = self.config
-        if pixels_BCHW.ndim != 4 or pixels_BCHW.shape[1] != config.channels:
-            raise ShapeError(f"pixels have shape {tuple(pixels_BCHW.shape)}; expected (B, {config.channels}, H, W)")
+        check_batch(pixels_BCHW, config.channels)
         height, width = pixels_BCHW.shape[2:]
         if (height, width) != config.image_size and not (resample or config.any_size):
             raise ShapeError(
                 f"the image is {height} x {width}, the model was trained for "
                 f"{config.image_size[0]} x {config.image_size[1]}; pass resample=True to resample its positions"
             )
-        return config.layout_for((height, width))
+        # At the model's own size the constant of the config, whose numbers torch.compile and torch.export fix.
+        return config.layout if (height, width) == config.image_size else config.layout_for((height, width))
 
 
 class CosineHead(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minivit.errors import ShapeError
 from minivit.model.config import TokenLayout, ViTConfig
+from minivit.model.embed import check_pixels
 from minivit.model.vit import ViT
 from minivit.study.circuits.heads import attention_distance, attention_entropy
 from minivit.study.circuits.lens import lens
@@ -59,6 +60,7 @@ def explore(model: ViT, pixels_BCHW: Tensor, *, top_k: int = 5, labels: int = 3)
     Raises:
         ShapeError: more or fewer pictures than one, or a size the model does not take.
     """
+    check_pixels(pixels_BCHW, model.patch_embed.weight)
     if len(pixels_BCHW) != 1:
         raise ShapeError(f"{len(pixels_BCHW)} pictures; the explorer shows one")
     config, layout = model.config, model.layout_of(pixels_BCHW)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minivit.errors import ShapeError, UsageError
 from minivit.model.config import TokenLayout
+from minivit.model.embed import check_pixels
 from minivit.model.vit import ViT
 from minivit.study.maps.methods import method_map
 from minivit.study.maps.table import METHODS
@@ -77,6 +78,7 @@ def curves(
         ShapeError: not one image, or maps that do not fit its patches.
         UsageError: no such replacement or class, or not 1 to P steps.
     """
+    check_pixels(pixels_1CHW, model.patch_embed.weight)
     layout = model.layout_of(pixels_1CHW)
     if len(pixels_1CHW) != 1 or maps_Mhw.ndim != 3 or tuple(maps_Mhw.shape[1:]) != layout.grid:
         raise ShapeError(
@@ -401,6 +403,10 @@ def faithfulness(
     Raises:
         UsageError: a method that was asked for cannot be had, or a setting of `curves`.
     """
+    if not isinstance(pixels, (Tensor, list, tuple)):
+        raise UsageError(f"pixels are a {type(pixels).__name__}; expected a list of tensors (1, C, H, W)")
+    for pixels_1CHW in pixels:
+        check_pixels(pixels_1CHW, model.patch_embed.weight)
     layout = model.layout_of(pixels[0])
     if steps and steps > layout.patches:
         raise UsageError(f"--steps {steps}: {model.name} reads {layout.patches} patches, so at most as many steps")
