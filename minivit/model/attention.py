@@ -114,6 +114,9 @@ class SelfAttention(nn.Module):
         # (B, A, N, K) -> (B, N, A, K) -> (B, N, D)
         return self.proj(output_BANK.transpose(1, 2).flatten(2))
 
+    def extra_repr(self) -> str:
+        return f"heads {self.heads}, head_dim {self.proj.in_features // self.heads}"
+
 
 class AttentionPool(nn.Module):
     """One learned query attends to all tokens, then an MLP: (B, N, D) -> (B, D), the MAP head of SigLIP.
@@ -145,3 +148,6 @@ class AttentionPool(nn.Module):
         # (B, A, 1, K) -> (B, D)
         pooled_BD = self.proj(output_BA1K.flatten(1))
         return pooled_BD + self.mlp(self.norm(pooled_BD))
+
+    def extra_repr(self) -> str:
+        return f"heads {self.heads}, head_dim {self.proj.in_features // self.heads}"

@@ -107,6 +107,10 @@ class PatchEmbed(nn.Module):
         x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return F.linear(x, self.weight.flatten(1), self.bias)
 
+    def extra_repr(self) -> str:
+        width, channels = self.weight.shape[:2]
+        return f"patch {self.patch_size}, {channels} -> {width}, bias={self.bias is not None}"
+
 
 # The arguments of F.interpolate for each name in config.POSITION_RESAMPLINGS. "dino" passes another scale, see below.
 _INTERPOLATE: dict[str, dict[str, Any]] = {

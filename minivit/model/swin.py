@@ -6,7 +6,7 @@ In shapes of this file W is the number of windows of an image, V = B*W, and N th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from minivit.model.attention import Attend, BiasedAttend, SelfAttention, attend_
 from minivit.model.block import Block
 from minivit.model.config import SwinConfig, SwinStage
 from minivit.model.embed import PatchEmbed, check_pixels
+from minivit.model.vit import followed
 
 MASKED = -100.0  # added to logits of tokens that are no neighbours in the image, as in every reference library
 
@@ -231,6 +232,21 @@ class Swin(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; config.classes follows a new `head`, as of a ViT."""
+        if name == "head" and (config := followed(self.config, value)) is not self.config:
+            self.config, self.labels = config, None
+        super().__setattr__(name, value)
+
+    def extra_repr(self) -> str:
+        config = self.config
+        height, width = config.image_size
+        return (
+            f"image {height} x {width}, patch {config.patch_size}, widths {[stage.width for stage in config.stages]}, "
+            f"depths {list(config.depths)}, heads {list(config.heads)}, window {list(config.window)}, "
+            f"classes {config.classes}, {sum(p.numel() for p in self.parameters()):,} parameters"
+        )
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Return logits_BL, or pooled_BD without a head, from pixels (B, C, H, W) in the dtype of the weights."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,21 @@ class ViT(nn.Module):
         two_heads = config.pooling == "cls&dist" and config.classes
         self.head_dist = nn.Linear(width, config.classes) if two_heads else None
         self.apply(init_weights)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; config.classes follows a new `head`, and labels of another number of classes go."""
+        if name == "head" and (config := followed(self.config, value)) is not self.config:
+            self.config, self.labels = config, None
+        super().__setattr__(name, value)
+
+    def extra_repr(self) -> str:
+        config, layout = self.config, self.config.layout
+        height, width = config.image_size
+        return (
+            f"image {height} x {width}, patch {config.patch_size}, {layout.count} tokens ({layout.prefix} prefix), "
+            f"width {config.width}, depth {config.depth}, heads {config.heads}, mlp {config.mlp_width}, "
+            f"classes {config.classes}, {sum(p.numel() for p in self.parameters()):,} parameters"
+        )
 
     def forward(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
         """Return logits_BL from pixels (B, C, H, W) in the dtype of the weights; without a head, as `answer`.
@@ -168,6 +184,21 @@ class ViT(nn.Module):
         return config.layout if (height, width) == config.image_size else config.layout_for((height, width))
 
 
+def followed(config: Any, head: nn.Module) -> Any:
+    """Return a ViTConfig or SwinConfig with the classes of a head: nn.Linear or none; another head changes nothing.
+
+    Raises:
+        UsageError: the config cannot have such a head.
+    """
+    if not isinstance(head, (nn.Linear, nn.Identity)):
+        return config
+    classes = head.out_features if isinstance(head, nn.Linear) else 0
+    changes: dict[str, Any] = {} if classes == config.classes else {"classes": classes}
+    if isinstance(head, nn.Linear) and getattr(config, "head", "linear") == "cosine":
+        changes |= {"classes": classes, "head": "linear", "score": "softmax"}
+    return replace(config, **changes) if changes else config
+
+
 class CosineHead(nn.Module):
     """The head of a model whose classes are texts, made by `CLIP.zero_shot`: (B, E) -> (B, L)."""
 
@@ -180,6 +211,9 @@ class CosineHead(nn.Module):
 
     def forward(self, pooled_BE: Tensor) -> Tensor:
         return cosine_logits(pooled_BE, self.weight, self.logit_scale, self.logit_bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]} -> {self.weight.shape[0]} classes"
 
 
 def cosine_logits(pooled_BE: Tensor, texts_LE: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
