@@ -20,11 +20,16 @@ def preprocess(image: ImageInput, spec: ImageSpec) -> Tensor:
 
     Args:
         image: path, binary file object or PIL image.
-        spec: the preprocessing of the checkpoint.
+        spec: the preprocessing of the checkpoint, `model.image_spec`.
 
     Raises:
         ImageError: as `open_image` and `resize_and_crop`.
+        UsageError: `spec` is no ImageSpec, such as the model itself.
     """
+    if not isinstance(spec, ImageSpec):
+        hint = "model.image_spec" if hasattr(spec, "image_spec") or spec is None else "an ImageSpec"
+        why = "; it is None where the checkpoint's files do not state it" if spec is None else ""
+        raise UsageError(f"spec is {'None' if spec is None else f'a {type(spec).__name__}'}; expected {hint}{why}")
     return pixels_from_image(resize_and_crop(open_image(image), spec, name=name_of(image)), spec)
 
 

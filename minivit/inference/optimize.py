@@ -279,12 +279,12 @@ class FastViT(ViT):
     def _in_passes(self, pixels_BCHW: Tensor, resample: bool, answer: bool) -> Tensor:
         """Run a few images at a time, so that the activations between operators stay small."""
         own = self.patch_embed.weight
+        tokens = self.layout_of(pixels_BCHW, resample=resample).count  # refuses what is no batch of pixels
         if pixels_BCHW.dtype not in (torch.float32, own.dtype):
             takes = " or ".join(dict.fromkeys(["float32", _name(own.dtype)]))
             raise UsageError(f"pixels are {_name(pixels_BCHW.dtype)}; this model takes {takes}")
         if pixels_BCHW.requires_grad and torch.is_grad_enabled():
             raise UsageError("an optimised model has no gradients; take them of the model it was made from")
-        tokens = self.layout_of(pixels_BCHW, resample=resample).count
         if not len(pixels_BCHW):  # the operators of int8 want at least one
             return self._in_passes(pixels_BCHW.new_zeros(1, *pixels_BCHW.shape[1:]), resample, answer)[:0]
         passes = max(1, -(-len(pixels_BCHW) * tokens // self.tokens_at_once))

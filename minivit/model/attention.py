@@ -81,7 +81,7 @@ def rotate(x_BANK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         rope: cosines and sines, both (P, K), from `embed.rope_angles`.
     """
     cos_PK, sin_PK = rope
-    prefix, x = x_BANK.split([x_BANK.shape[2] - len(cos_PK), len(cos_PK)], dim=2)
+    prefix, x = x_BANK.split([x_BANK.shape[2] - cos_PK.shape[0], cos_PK.shape[0]], dim=2)
     first, second = x.chunk(2, dim=-1)
     rotated = x * cos_PK + torch.cat([-second, first], dim=-1) * sin_PK
     return torch.cat([prefix, rotated], dim=2)
@@ -114,6 +114,9 @@ class SelfAttention(nn.Module):
         # (B, A, N, K) -> (B, N, A, K) -> (B, N, D)
         return self.proj(output_BANK.transpose(1, 2).flatten(2))
 
+    def extra_repr(self) -> str:
+        return f"heads {self.heads}, head_dim {self.proj.in_features // self.heads}"
+
 
 class AttentionPool(nn.Module):
     """One learned query attends to all tokens, then an MLP: (B, N, D) -> (B, D), the MAP head of SigLIP.
@@ -135,7 +138,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         width = x.shape[-1]
-        query_B1D = F.linear(self.latent, self.qkv.weight[:width], self.qkv.bias[:width]).expand(len(x), -1, -1)
+        query_B1D = F.linear(self.latent, self.qkv.weight[:width], self.qkv.bias[:width]).expand(x.shape[0], -1, -1)
         kv = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
         # (B, 1, D) -> (B, 1, A, K) -> (B, A, 1, K)
         q = query_B1D.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -145,3 +148,6 @@ class AttentionPool(nn.Module):
         # (B, A, 1, K) -> (B, D)
         pooled_BD = self.proj(output_BA1K.flatten(1))
         return pooled_BD + self.mlp(self.norm(pooled_BD))
+
+    def extra_repr(self) -> str:
+        return f"heads {self.heads}, head_dim {self.proj.in_features // self.heads}"

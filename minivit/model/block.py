@@ -62,6 +62,9 @@ class LayerScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
 
+    def extra_repr(self) -> str:
+        return f"{self.gamma.shape[0]}"
+
 
 class Block(nn.Module):
     """One pre-norm Transformer block, (B, N, D) -> (B, N, D): equations 2 and 3 of arXiv:2010.11929."""

@@ -77,7 +77,7 @@ class TokenLayout:
 class ViTConfig:
     """The sizes and switches of one ViT (Dosovitskiy et al. 2021, arXiv:2010.11929)."""
 
-    image_size: tuple[int, int] = (224, 224)  # pixels (height, width) the positions were trained for
+    image_size: tuple[int, int] = (224, 224)  # pixels (height, width) the positions were trained for; 32: (32, 32)
     patch_size: int = 16  # pixels along each side of a patch
     channels: int = 3  # C
     width: int = 768  # D, the size of a token
@@ -114,6 +114,7 @@ class ViTConfig:
     score: str = "softmax"  # how logits become scores; or "sigmoid", each class on its own (SigLIP)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", _two_sides(self.image_size))
         _check(self, positive=("patch_size", "channels", "width", "depth", "heads", "mlp_width"), choices=_CHOICES)
         if not self._makes_patches(self.image_size):
             raise UsageError(f"image_size {self.image_size} is not a whole number of patches of {self.patch_size}")
@@ -271,7 +272,7 @@ class SwinStage:
 class SwinConfig:
     """The sizes and switches of one Swin (Liu et al. 2021, arXiv:2103.14030)."""
 
-    image_size: tuple[int, int] = (224, 224)  # pixels (height, width)
+    image_size: tuple[int, int] = (224, 224)  # pixels (height, width); 32: (32, 32)
     patch_size: int = 4  # pixels along each side of a patch
     channels: int = 3  # C
     width: int = 96  # D of the first stage; it doubles from stage to stage
@@ -293,6 +294,7 @@ class SwinConfig:
     score: ClassVar[str] = "softmax"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", _two_sides(self.image_size))
         choices = {"activation": ACTIVATIONS, "windowing": WINDOWINGS}
         _check(self, positive=("patch_size", "channels", "width"), choices=choices)
         stages = {name: len(getattr(self, name)) for name in ("depths", "heads", "window")}
@@ -351,6 +353,18 @@ class SwinConfig:
     def layout(self) -> TokenLayout:
         """The tokens of the last stage for an image of `image_size`."""
         return self.layout_for(self.image_size)
+
+
+def _two_sides(given: object) -> tuple[int, int]:
+    """Return (height, width) of an image size; one number is both.
+
+    Raises:
+        UsageError: neither one whole number nor two.
+    """
+    sides = (given, given) if type(given) is int else given
+    if not isinstance(sides, (tuple, list)) or len(sides) != 2 or not all(type(side) is int for side in sides):
+        raise UsageError(f"image_size is {given!r}; expected (height, width) in pixels, or one number for a square")
+    return sides[0], sides[1]
 
 
 def _check(

@@ -3,14 +3,84 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivit.errors import ShapeError
+from minivit.errors import ShapeError, UsageError
 from minivit.model.config import SwinConfig, TokenLayout, ViTConfig
+
+
+def check_batch(pixels_BCHW: object, channels: int) -> None:
+    """Refuse an input that is no batch of pixels, in words that say how to make one; of any floating dtype.
+
+    Raises:
+        UsageError: not a tensor of floats; ShapeError: not (B, channels, H, W).
+    """
+    if not isinstance(pixels_BCHW, Tensor):
+        kind = type(pixels_BCHW)
+        where = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
+        raise UsageError(
+            f"pixels are a {where}{kind.__name__}; expected a tensor (B, {channels}, H, W)" + _hint(pixels_BCHW)
+        )
+    if not pixels_BCHW.is_floating_point():
+        dtype = str(pixels_BCHW.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"pixels are {dtype}; expected floats, preprocessed: use minivit.preprocess(image, model.image_spec)[None]"
+        )
+    shape = tuple(pixels_BCHW.shape)
+    if pixels_BCHW.ndim == 4 and shape[1] == channels:
+        return
+    hint = ""
+    if pixels_BCHW.ndim == 3 and shape[0] == channels:
+        hint = "; the batch axis is missing: pixels[None]"
+    elif pixels_BCHW.ndim in (3, 4) and shape[-1] == channels:
+        order = "(2, 0, 1)[None]" if pixels_BCHW.ndim == 3 else "(0, 3, 1, 2)"
+        hint = f"; the channels are last: pixels.permute{order}"
+    raise ShapeError(f"pixels have shape {shape}; expected (B, {channels}, H, W){hint}")
+
+
+def check_pixels(pixels_BCHW: object, weight: Tensor) -> None:
+    """Refuse an input that a model cannot take, in words that say what to do.
+
+    Args:
+        pixels_BCHW: what was passed to the model.
+        weight: of the patch embedding, (D, C, patch, patch).
+
+    Raises:
+        ShapeError, UsageError: as `check_batch`; UsageError: another dtype or device than that of the weights.
+    """
+    check_batch(pixels_BCHW, weight.shape[1])
+    assert isinstance(pixels_BCHW, Tensor)
+    if pixels_BCHW.device != weight.device:
+        given, wanted = str(pixels_BCHW.device), str(weight.device)
+        raise UsageError(f"pixels are on {given} and the weights on {wanted}; use pixels.to({wanted!r})")
+    if pixels_BCHW.dtype != weight.dtype and not _autocast(pixels_BCHW):
+        given, wanted = (str(dtype).removeprefix("torch.") for dtype in (pixels_BCHW.dtype, weight.dtype))
+        raise UsageError(f"pixels are {given} and the weights {wanted}; use pixels.to(torch.{wanted})")
+
+
+def _autocast(x: Tensor) -> bool:
+    """Return whether autocast converts this tensor: it is on, and the dtype is not float64, which it leaves alone."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+
+
+def _hint(given: object) -> str:
+    """Return how pixels are made of something that is no tensor."""
+    module = type(given).__module__
+    if isinstance(given, (str, bytes, os.PathLike)) or module.partition(".")[0] == "PIL":
+        return ": use minivit.preprocess(image, model.image_spec)[None], or minivit.classify(image, model=model)"
+    if isinstance(given, Mapping):
+        return f"; it has the entries {', '.join(map(str, given))}: pass the one that holds the pixels"
+    if isinstance(given, (list, tuple)):
+        stack = bool(given) and all(isinstance(each, Tensor) for each in given)
+        return ": use torch.stack(pixels)" if stack else ""
+    return ": use torch.as_tensor(pixels)" if hasattr(given, "__array__") else ""
 
 
 class PatchEmbed(nn.Module):
@@ -36,6 +106,10 @@ class PatchEmbed(nn.Module):
         # -> (B, rows, columns, C, patch, patch) -> (B, P, C*patch*patch)
         x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return F.linear(x, self.weight.flatten(1), self.bias)
+
+    def extra_repr(self) -> str:
+        width, channels = self.weight.shape[:2]
+        return f"patch {self.patch_size}, {channels} -> {width}, bias={self.bias is not None}"
 
 
 # The arguments of F.interpolate for each name in config.POSITION_RESAMPLINGS. "dino" passes another scale, see below.

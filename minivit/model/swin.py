@@ -6,7 +6,7 @@ In shapes of this file W is the number of windows of an image, V = B*W, and N th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,8 @@ from minivit.images.spec import ImageSpec
 from minivit.model.attention import Attend, BiasedAttend, SelfAttention, attend_sdpa, takes_bias
 from minivit.model.block import Block
 from minivit.model.config import SwinConfig, SwinStage
-from minivit.model.embed import PatchEmbed
+from minivit.model.embed import PatchEmbed, check_pixels
+from minivit.model.vit import followed
 
 MASKED = -100.0  # added to logits of tokens that are no neighbours in the image, as in every reference library
 
@@ -132,7 +133,7 @@ class WindowAttention(SelfAttention):
         bias = self.bias()
         if mask_W1NN is not None:
             # (1, A, N, N) + (W, 1, N, N) -> (W, A, N, N) -> (B, W, A, N, N) -> (B*W, A, N, N)
-            bias = (bias + mask_W1NN).expand(len(x), -1, -1, -1, -1).flatten(0, 1)
+            bias = (bias + mask_W1NN).expand(x.shape[0], -1, -1, -1, -1).flatten(0, 1)
         output_VANK = self.attend(q, k, v, scale=self.scale, bias=bias)  # type: ignore[call-arg]
         # (B*W, A, N, K) -> (B*W, N, A, K) -> (B*W, N, D)
         return windows.stitch(self.proj(output_VANK.transpose(1, 2).flatten(2)))
@@ -232,6 +233,21 @@ class Swin(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; config.classes follows a new `head`, as of a ViT."""
+        if name == "head" and (config := followed(self.config, value)) is not self.config:
+            self.config, self.labels = config, None
+        super().__setattr__(name, value)
+
+    def extra_repr(self) -> str:
+        config = self.config
+        height, width = config.image_size
+        return (
+            f"image {height} x {width}, patch {config.patch_size}, widths {[stage.width for stage in config.stages]}, "
+            f"depths {list(config.depths)}, heads {list(config.heads)}, window {list(config.window)}, "
+            f"classes {config.classes}, {sum(p.numel() for p in self.parameters()):,} parameters"
+        )
+
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Return logits_BL, or pooled_BD without a head, from pixels (B, C, H, W) in the dtype of the weights."""
         return self.head(self.pool(self.features(pixels_BCHW)))
@@ -240,7 +256,8 @@ class Swin(nn.Module):
         """Return the tokens of the last stage (B, P, D) after the final norm, from pixels (B, C, H, W).
 
         Raises:
-            ShapeError: wrong channels, or a size that the reference library refuses.
+            ShapeError: no batch axis, wrong channels, or a size that the reference library refuses.
+            UsageError: not a tensor, or in another dtype or on another device than the weights.
         """
         x = self.embed(pixels_BCHW)
         height, width = pixels_BCHW.shape[2:]
@@ -251,8 +268,7 @@ class Swin(nn.Module):
     def embed(self, pixels_BCHW: Tensor) -> Tensor:
         """Return the tokens (B, P, D) that the first block receives, from pixels (B, C, H, W); raises as `features`."""
         config = self.config
-        if pixels_BCHW.ndim != 4 or pixels_BCHW.shape[1] != config.channels:
-            raise ShapeError(f"pixels have shape {tuple(pixels_BCHW.shape)}; expected (B, {config.channels}, H, W)")
+        check_pixels(pixels_BCHW, self.patch_embed.weight)
         height, width = pixels_BCHW.shape[2:]
         config.grid((height, width))  # refuses a size that is not a whole number of patches
         pixels_BCHW = F.pad(pixels_BCHW, (0, -width % config.patch_size, 0, -height % config.patch_size))

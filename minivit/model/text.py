@@ -37,15 +37,19 @@ class TextTower(nn.Module):
 
         Raises:
             ShapeError: ids are not (B, T), or T is larger than the tower's context.
-            UsageError: an id outside the vocabulary, or a text without its end token.
+            UsageError: not a tensor of integers, an id outside the vocabulary, or a text without its end token.
         """
         return self.proj(self.pool(self.features(ids_BT), ids_BT))
 
     def features(self, ids_BT: Tensor) -> Tensor:
         """Return tokens (B, T, D) after the final norm from token ids (B, T); raises as `forward`."""
         config = self.config
+        if not isinstance(ids_BT, Tensor):
+            raise UsageError(f"ids are a {type(ids_BT).__name__}; expected a tensor (B, T): use model.tokenize(texts)")
         if ids_BT.ndim != 2 or not 1 <= ids_BT.shape[1] <= config.context:
             raise ShapeError(f"ids have shape {tuple(ids_BT.shape)}; expected (B, T) with T from 1 to {config.context}")
+        if ids_BT.dtype not in (torch.int64, torch.int32):
+            raise UsageError(f"ids are {ids_BT.dtype}; expected torch.int64, as model.tokenize(texts) returns")
         if ids_BT.numel() and not 0 <= int(ids_BT.min()) <= int(ids_BT.max()) < config.vocabulary:
             low, high = int(ids_BT.min()), int(ids_BT.max())
             raise UsageError(f"ids go from {low} to {high}; the vocabulary has 0 to {config.vocabulary - 1}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from minivit.images.spec import ImageSpec
 from minivit.model.attention import Attend, AttentionPool, attend_sdpa
 from minivit.model.block import MLP, Block, LayerScale
 from minivit.model.config import TokenLayout, ViTConfig
-from minivit.model.embed import PatchEmbed, resample_positions, rope_angles, spread_positions
+from minivit.model.embed import PatchEmbed, check_batch, check_pixels, resample_positions, rope_angles, spread_positions
 
 
 class ViT(nn.Module):
@@ -61,6 +62,21 @@ class ViT(nn.Module):
         self.head_dist = nn.Linear(width, config.classes) if two_heads else None
         self.apply(init_weights)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; config.classes follows a new `head`, and labels of another number of classes go."""
+        if name == "head" and (config := followed(self.config, value)) is not self.config:
+            self.config, self.labels = config, None
+        super().__setattr__(name, value)
+
+    def extra_repr(self) -> str:
+        config, layout = self.config, self.config.layout
+        height, width = config.image_size
+        return (
+            f"image {height} x {width}, patch {config.patch_size}, {layout.count} tokens ({layout.prefix} prefix), "
+            f"width {config.width}, depth {config.depth}, heads {config.heads}, mlp {config.mlp_width}, "
+            f"classes {config.classes}, {sum(p.numel() for p in self.parameters()):,} parameters"
+        )
+
     def forward(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
         """Return logits_BL from pixels (B, C, H, W) in the dtype of the weights; without a head, as `answer`.
 
@@ -96,12 +112,15 @@ class ViT(nn.Module):
                 Models with config.any_size always do.
 
         Raises:
-            ShapeError: wrong channels, not a whole number of patches, or another size without `resample`.
+            ShapeError: no batch axis, wrong channels, not a whole number of patches, or another size without
+                `resample`.
+            UsageError: not a tensor, or in another dtype or on another device than the weights.
         """
+        check_pixels(pixels_BCHW, self.patch_embed.weight)
         layout = self.layout_of(pixels_BCHW, resample=resample)
         patches_BPD = self.patch_embed(pixels_BCHW)
         prefix = [token for token in (self.cls_token, self.dist_token, self.reg_tokens) if token is not None]
-        x = torch.cat([*(token.expand(len(patches_BPD), -1, -1) for token in prefix), patches_BPD], dim=1)
+        x = torch.cat([*(token.expand(patches_BPD.shape[0], -1, -1) for token in prefix), patches_BPD], dim=1)
         return self.norm_pre(x if self.pos_embed is None else x + self.positions(layout))
 
     def pool(self, tokens_BND: Tensor, pooling: str | None = None) -> Tensor:
@@ -140,7 +159,7 @@ class ViT(nn.Module):
         assert self.pos_embed is not None
         trained = self.config.layout
         pos_embed: Tensor = self.pos_embed
-        if layout != trained:
+        if layout.grid != trained.grid:
             pos_embed = resample_positions(pos_embed, trained, layout, self.config.position_resampling)
         return spread_positions(pos_embed, self.config.positioned_prefix, layout)
 
@@ -154,15 +173,30 @@ class ViT(nn.Module):
     def layout_of(self, pixels_BCHW: Tensor, *, resample: bool = False) -> TokenLayout:
         """Return the token layout of these pixels; arguments and errors as `embed`."""
         config = self.config
-        if pixels_BCHW.ndim != 4 or pixels_BCHW.shape[1] != config.channels:
-            raise ShapeError(f"pixels have shape {tuple(pixels_BCHW.shape)}; expected (B, {config.channels}, H, W)")
+        check_batch(pixels_BCHW, config.channels)
         height, width = pixels_BCHW.shape[2:]
         if (height, width) != config.image_size and not (resample or config.any_size):
             raise ShapeError(
                 f"the image is {height} x {width}, the model was trained for "
                 f"{config.image_size[0]} x {config.image_size[1]}; pass resample=True to resample its positions"
             )
-        return config.layout_for((height, width))
+        # At the model's own size the constant of the config, whose numbers torch.compile and torch.export fix.
+        return config.layout if (height, width) == config.image_size else config.layout_for((height, width))
+
+
+def followed(config: Any, head: nn.Module) -> Any:
+    """Return a ViTConfig or SwinConfig with the classes of a head: nn.Linear or none; another head changes nothing.
+
+    Raises:
+        UsageError: the config cannot have such a head.
+    """
+    if not isinstance(head, (nn.Linear, nn.Identity)):
+        return config
+    classes = head.out_features if isinstance(head, nn.Linear) else 0
+    changes: dict[str, Any] = {} if classes == config.classes else {"classes": classes}
+    if isinstance(head, nn.Linear) and getattr(config, "head", "linear") == "cosine":
+        changes |= {"classes": classes, "head": "linear", "score": "softmax"}
+    return replace(config, **changes) if changes else config
 
 
 class CosineHead(nn.Module):
@@ -177,6 +211,9 @@ class CosineHead(nn.Module):
 
     def forward(self, pooled_BE: Tensor) -> Tensor:
         return cosine_logits(pooled_BE, self.weight, self.logit_scale, self.logit_bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]} -> {self.weight.shape[0]} classes"
 
 
 def cosine_logits(pooled_BE: Tensor, texts_LE: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from minivit.errors import ShapeError
 from minivit.model.classes import class_scores, score_of
 from minivit.model.config import TokenLayout, ViTConfig
+from minivit.model.embed import check_pixels
 from minivit.model.vit import ViT
 from minivit.study.changes import softmax_needed
 from minivit.study.circuits.heads import attention_distance, attention_entropy
@@ -62,6 +63,7 @@ def explore(model: ViT, pixels_BCHW: Tensor, *, top_k: int = 5, labels: int = 3,
     Raises:
         ShapeError: more or fewer pictures than one, or a size the model does not take.
     """
+    check_pixels(pixels_BCHW, model.patch_embed.weight)
     if len(pixels_BCHW) != 1:
         raise ShapeError(f"{len(pixels_BCHW)} pictures; the explorer shows one")
     config, layout = model.config, model.layout_of(pixels_BCHW, resample=resample)

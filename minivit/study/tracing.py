@@ -16,6 +16,7 @@ from minivit.model.attention import attention_probs
 from minivit.model.block import Block
 from minivit.model.capabilities import require_vit
 from minivit.model.config import TokenLayout
+from minivit.model.embed import check_pixels
 from minivit.model.vit import ViT
 from minivit.study.changes import AttendCall, AttendChange, ModuleChange, at_attention, at_module, knocked_out
 from minivit.study.selectors import Selected, read_keep, read_limit
@@ -207,6 +208,7 @@ def trace(
         if resample:
             raise UsageError("resample=True goes to the model's own call where trace is a context manager")
         return recording
+    check_pixels(pixels_BCHW, model.patch_embed.weight)
     with recording as result, torch.set_grad_enabled(grad):
         model(pixels_BCHW, resample=resample)
     return result

@@ -11,6 +11,7 @@ from minivit.model.attention import Attend, attend_sdpa
 from minivit.model.capabilities import Model
 from minivit.weights import convert, report
 from minivit.weights.files import BUNDLED, find
+from minivit.weights.shards import read_dtype
 from minivit.weights.writer import save
 
 __all__ = ["BUNDLED", "describe", "find", "load", "save", "verify"]
@@ -19,7 +20,7 @@ __all__ = ["BUNDLED", "describe", "find", "load", "save", "verify"]
 def load(
     id_or_path: str | os.PathLike[str],
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     attend: Attend | None = None,
     revision: str | None = None,
@@ -33,7 +34,8 @@ def load(
     Args:
         id_or_path: hub id ("google/vit-base-patch16-224", "timm/vit_base_patch16_224.augreg_in21k_ft_in1k"),
             "torchvision/vit_b_16", folder, weights file, or "minivit/cifar10-vit", the bundled model.
-        dtype: of the weights: float32, float64, bfloat16 or float16, whatever the dtype of the file.
+        dtype: of the weights: float32, float64, bfloat16 or float16, whatever the dtype of the file; as
+            torch.bfloat16 or "bfloat16".
         device: of the weights.
         attend: the attention callable (minivit.model.attention.Attend); PyTorch's SDPA when None.
         revision: branch, tag or commit of a hub model.
@@ -48,6 +50,7 @@ def load(
         CheckpointError: the files are damaged, or do not make up one model.
         UsageError: an argument that is not supported.
     """
+    dtype = read_dtype(dtype)
     source = find(id_or_path, revision, family)
     return convert.build(source, dtype=dtype, device=device, attend=attend or attend_sdpa, family=family)
 

@@ -16,13 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minivit.errors import CheckpointError
+from minivit.errors import CheckpointError, UsageError
 from minivit.weights.files import Source
 
 # As safetensors names them in its header.
 SHORT_DTYPE = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 Entry = tuple[str, tuple[int, ...], str, Callable[[], Tensor]]  # name, shape, dtype in SHORT_DTYPE, reader
+
+
+def read_dtype(dtype: object) -> torch.dtype:
+    """Return a dtype of weights that was given as torch.bfloat16 or "bfloat16".
+
+    Raises:
+        UsageError: another one.
+    """
+    name = str(dtype).removeprefix("torch.")
+    known = {str(each).removeprefix("torch."): each for each in SHORT_DTYPE}
+    if not isinstance(dtype, (str, torch.dtype)) or name not in known:
+        raise UsageError(f"dtype is {dtype!r}; expected float32, float64, bfloat16 or float16")
+    return known[name]
 
 
 class Shards:

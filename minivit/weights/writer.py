@@ -8,20 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minivit.errors import CheckpointError, ShapeError, UsageError
 from minivit.model.capabilities import Model, image_model
 from minivit.model.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
 from minivit.model.swin import windows_of
-from minivit.weights.configs import read_config
-from minivit.weights.convert import assembly_of, build, rows_for, spellings
+from minivit.model.vit import CosineHead
+from minivit.weights.configs import listed, read_config
+from minivit.weights.convert import MODELS, assembly_of, build, rows_for, spellings
 from minivit.weights.families.base import Config, Family, Given, Kind
 from minivit.weights.families.registry import FAMILIES, LAYOUTS
 from minivit.weights.files import Source, find
 from minivit.weights.operations import OPERATIONS
 from minivit.weights.preprocessing import write_preprocessor
-from minivit.weights.shards import SHORT_DTYPE, Shards, save_file
+from minivit.weights.shards import SHORT_DTYPE, Shards, read_dtype, save_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def convert_files(
     return Conversion(model=source.name, folder=target, dtype=dtype, preprocessing=spec is not None, moved_crop=moved)
 
 
-def save(model: Model, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+def save(model: Model, folder: str | os.PathLike[str], *, dtype: str | torch.dtype | None = None) -> None:
     """Write config.json, preprocessor_config.json and model.safetensors in the layout of a family of transformers.
 
     The family is the first of LAYOUTS that has a place for every part of the model: ViT, DeiT, DINOv2, CLIP, SigLIP,
@@ -79,14 +80,20 @@ def save(model: Model, folder: str | os.PathLike[str], *, dtype: torch.dtype | N
 
     Args:
         folder: created if it does not exist; files of the same names in it are replaced.
-        dtype: of the stored tensors; the model's own when None.
+        dtype: of the stored tensors, as torch.bfloat16 or "bfloat16"; the model's own when None.
+
+    A new head, `model.head = nn.Linear(width, classes)`, is saved with its classes, because `model.config` follows it.
 
     Raises:
+        UsageError: modules that were changed so that they are no longer those of `model.config`, before a file is
+            written.
         UsageError: no layout has a place for every part of the model, of its preprocessing or of its tokenizer.
     """
     if not isinstance(model, Model):
         raise UsageError(f"a minivit ViT, CLIP or Swin is written, not a {type(model).__name__}")
+    dtype = None if dtype is None else read_dtype(dtype)
     state, config = dict(model.state_dict()), model.config
+    _check_modules(model, state)
     if isinstance(config, ViTConfig) and config.positions == "learned_patches":
         # The layouts have a position for every token: of a token without one, it is zero.
         special = int(config.cls_token) + int(config.dist_token)
@@ -118,6 +125,26 @@ def save(model: Model, folder: str | os.PathLike[str], *, dtype: torch.dtype | N
         _write_json(out / "preprocessor_config.json", preprocessor)
     for name, content in texts.items():
         (out / name).write_bytes(content)
+
+
+def _check_modules(model: Model, state: dict[str, Tensor]) -> None:
+    """Raise UsageError where the parameters of a model are not those of its config, as after modules were changed."""
+    head = getattr(image_model(model), "head", None)
+    if not isinstance(head, (nn.Linear, nn.Identity, CosineHead)):
+        raise UsageError(
+            f"the head is a {type(head).__name__}; a checkpoint holds an nn.Linear with a bias, or no head"
+        )
+    with torch.device("meta"):
+        wanted = MODELS[type(model.config)](model.config).state_dict()
+    both = [name for name in wanted if name in state and wanted[name].shape != state[name].shape]
+    kinds = {
+        "missing": [name for name in wanted if name not in state],
+        "unexpected": [name for name in state if name not in wanted],
+        "mismatched": [f"{name} is {list(state[name].shape)}, expected {list(wanted[name].shape)}" for name in both],
+    }
+    if any(kinds.values()):
+        faults = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names)
+        raise UsageError(f"the modules of the model are not those of model.config, which is saved with them. {faults}")
 
 
 def _layout(config: Config, model: Model) -> tuple[Family, Kind, Given]:

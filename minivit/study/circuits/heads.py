@@ -12,6 +12,7 @@ from torch import Tensor
 from minivit.errors import ShapeError, UsageError
 from minivit.model.capabilities import ImageModel
 from minivit.model.config import TokenLayout
+from minivit.model.embed import check_batch
 from minivit.model.swin import Swin
 from minivit.study.changes import softmax_needed
 from minivit.study.maps.windows import WindowProbs, observe_windows
@@ -125,6 +126,7 @@ def summarise_heads(model: ImageModel, batches: Iterable[Tensor], *, resample: b
     sums: dict[str, Tensor] = {}
     count = 0
     for pixels_BCHW in batches:
+        check_batch(pixels_BCHW, model.config.channels)
         pixels_BCHW = pixels_BCHW.to(model.patch_embed.weight)
         for name, values_BLA in head_statistics(model, pixels_BCHW, resample=resample).items():
             total = values_BLA.double().sum(dim=0)

@@ -17,6 +17,7 @@ from minivit.errors import ShapeError, UsageError
 from minivit.model.capabilities import require_vit
 from minivit.model.classes import class_scores, score_of
 from minivit.model.config import TokenLayout
+from minivit.model.embed import check_pixels
 from minivit.model.vit import ViT
 from minivit.study.maps.methods import method_map
 from minivit.study.maps.table import METHODS
@@ -84,6 +85,7 @@ def curves(
     """
     if model.windowed:
         require_vit(model, "curves")
+    check_pixels(pixels_1CHW, model.patch_embed.weight)
     layout = model.layout_of(pixels_1CHW, resample=resample)
     if len(pixels_1CHW) != 1 or maps_Mhw.ndim != 3 or tuple(maps_Mhw.shape[1:]) != layout.grid:
         raise ShapeError(
@@ -431,6 +433,10 @@ def faithfulness(
     Raises:
         UsageError: a method that was asked for cannot be had, or a setting of `curves`.
     """
+    if not isinstance(pixels, (Tensor, list, tuple)):
+        raise UsageError(f"pixels are a {type(pixels).__name__}; expected a list of tensors (1, C, H, W)")
+    for pixels_1CHW in pixels:
+        check_pixels(pixels_1CHW, model.patch_embed.weight)
     layout = model.layout_of(pixels[0], resample=resample)
     if steps and steps > layout.patches:
         raise UsageError(f"--steps {steps}: {model.name} reads {layout.patches} patches, so at most as many steps")

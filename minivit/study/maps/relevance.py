@@ -20,6 +20,7 @@ from minivit.model.attention import AttentionPool, attention_probs
 from minivit.model.block import Block
 from minivit.model.capabilities import require_vit
 from minivit.model.config import TokenLayout, ViTConfig
+from minivit.model.embed import check_batch
 from minivit.model.vit import ViT
 from minivit.study.changes import AttendCall, AttendChange, ModuleChange, at_attention, at_module
 from minivit.study.maps.attention import Query, fuse_heads, query_weights
@@ -225,6 +226,7 @@ def input_gradients(model: ViT, pixels_BCHW: Tensor, *, target: Target = None, r
         UsageError: a model without a head, no such class, or inference mode, which keeps no gradients.
     """
     _check_gradients(model)
+    check_batch(pixels_BCHW, model.config.channels)
     with torch.enable_grad():
         pixels_BCHW = _normal(pixels_BCHW).detach().requires_grad_()
         logits_BL = _run(model, pixels_BCHW, resample)
@@ -258,6 +260,7 @@ def integrated_gradients(
     """
     if steps < 1:
         raise UsageError(f"steps is {steps}; it must be at least 1")
+    check_batch(pixels_BCHW, model.config.channels)
     start = torch.zeros_like(pixels_BCHW) if baseline is None else baseline.expand_as(pixels_BCHW)
     with torch.no_grad():
         classes_B = _classes(model, _run(model, pixels_BCHW, resample), target)
