@@ -26,7 +26,8 @@ class ImageError(MinivitError):
 
     Attributes:
         code: the reason as one stable word, as in JSONL records: "not_found", "is_a_folder", "no_permission",
-            "unreadable", "empty", "not_an_image", "truncated", "damaged", "too_large", "unsupported".
+            "unreadable", "empty", "not_an_image", "truncated", "damaged", "too_large", "unsupported",
+            "timeout".
     """
 
     exit_code = 3

@@ -38,19 +38,20 @@ class Explanation:
         return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.warnings)])
 
 
-def explain(image: ImageInput, spec: ImageSpec, *, name: str | None = None) -> Explanation:
+def explain(image: ImageInput, spec: ImageSpec, *, name: str | None = None, icc: str = "ignore") -> Explanation:
     """Return every step of the preprocessing of an image, its pixels and its warnings.
 
     Args:
         image: path, binary file object or PIL image.
         spec: the preprocessing of the checkpoint, `model.image_spec`.
         name: the name in error messages; by default the path, if there is one.
+        icc: what is done with a colour profile, as in `open_image`.
 
     Raises:
         ImageError: as `preprocess`.
     """
     warnings: list[str] = []
-    upright = open_image(image, name=name, warn=warnings.append)
+    upright = open_image(image, name=name, warn=warnings.append, icc=icc)
     pixels_CHW = pixels_from_image(resize_and_crop(upright, spec, name=name or name_of(image)), spec)
     shape = " x ".join(map(str, pixels_CHW.shape))
     low, high = (float(bound) for bound in pixels_CHW.aminmax())

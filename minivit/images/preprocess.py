@@ -12,7 +12,7 @@ from minivit.images.decode import ImageInput, name_of, open_image
 from minivit.images.spec import RESAMPLES, ImageSpec
 
 
-def preprocess(image: ImageInput, spec: ImageSpec) -> Tensor:
+def preprocess(image: ImageInput, spec: ImageSpec, *, icc: str = "ignore") -> Tensor:
     """Return the pixels_CHW, float32, that the model receives for an image.
 
     The steps and their order are those of transformers' Pillow image processors (image_processing_backends.py, class
@@ -21,16 +21,21 @@ def preprocess(image: ImageInput, spec: ImageSpec) -> Tensor:
     Args:
         image: path, binary file object or PIL image.
         spec: the preprocessing of the checkpoint, `model.image_spec`.
+=======
+        spec: the preprocessing of the checkpoint.
+        icc: what is done with a colour profile, as in `open_image`.
+>>>>>>> rob1
 
     Raises:
         ImageError: as `open_image` and `resize_and_crop`.
         UsageError: `spec` is no ImageSpec, such as the model itself.
     """
+<<<<<<< HEAD
     if not isinstance(spec, ImageSpec):
         hint = "model.image_spec" if hasattr(spec, "image_spec") or spec is None else "an ImageSpec"
         why = "; it is None where the checkpoint's files do not state it" if spec is None else ""
         raise UsageError(f"spec is {'None' if spec is None else f'a {type(spec).__name__}'}; expected {hint}{why}")
-    return pixels_from_image(resize_and_crop(open_image(image), spec, name=name_of(image)), spec)
+    return pixels_from_image(resize_and_crop(open_image(image, icc=icc), spec, name=name_of(image)), spec)
 
 
 def resize_and_crop(image: Image.Image, spec: ImageSpec, *, name: str = ImageError.UNNAMED) -> Image.Image:

@@ -57,6 +57,8 @@ def write_predictions(
     *,
     batch_size: int = 1,
     readers: int | None = None,
+    icc: str = "ignore",
+    image_timeout: float | None = None,
     report: Callable[[int], object] = lambda done: None,
 ) -> Summary:
     """Run every image through the model, write one record each, in order, and return how many failed.
@@ -69,6 +71,7 @@ def write_predictions(
         predict: `predict.classifier(model, k)` or `predict.embedder(model, pool)`.
         constant: the fields that every record shares, from `records.constants`; with settings of a run, every
             record has the sha256 of its file.
+        icc, image_timeout: as in `prefetch.run_batches`.
         report: called with the number of records done, after each one.
 
     Raises:
@@ -97,6 +100,8 @@ def write_predictions(
         batch_size=batch_size,
         readers=readers,
         hashing="run" in constant,
+        icc=icc,
+        image_timeout=image_timeout,
     )
     total = failed = kept = 0
     try:

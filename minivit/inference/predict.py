@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,8 @@ def iter_classify(
     top_k: int = 5,
     batch_size: int = 1,
     readers: int | None = None,
+    icc: str = "ignore",
+    image_timeout: float | None = None,
 ) -> Iterator[Classified]:
     """Yield the outcome of every image, in order; an unreadable image yields an error, the others continue.
 
@@ -54,26 +57,38 @@ def iter_classify(
         top_k: how many classes to return.
         batch_size: images per forward pass.
         readers: threads that read ahead; `prefetch.default_readers()` when None.
+        icc: what is done with a colour profile that is not sRGB: "ignore" or "convert", as in `open_image`.
+        image_timeout: seconds after which an image that is still being read becomes an error; no limit when None.
 
     Raises:
         CheckpointError: the model has no head or no preprocessing.
     """
     loaded = loaded_image_model(model)
-    for one in _results(images, loaded, classifier(loaded, top_k), batch_size, readers):
+    given = map(Input, images)
+    for one in _results(
+        given, loaded, classifier(loaded, top_k), batch_size, readers=readers, icc=icc, image_timeout=image_timeout
+    ):
         top = [] if one.error else one.value
         yield Classified(image=one.image, top=top, error=one.error, warnings=one.warnings)  # type: ignore[arg-type]
 
 
 def classify(
-    images: ImageInput | Iterable[ImageInput], *, model: Model | str | os.PathLike[str], top_k: int = 5
+    images: ImageInput | Iterable[ImageInput],
+    *,
+    model: Model | str | os.PathLike[str],
+    top_k: int = 5,
+    icc: str = "ignore",
 ) -> list[list[Prediction]]:
     """Return the `top_k` most likely classes of every image.
+
+    Args:
+        icc: as in `iter_classify`.
 
     Raises:
         ImageError: the first image that cannot be read; `iter_classify` continues instead.
         CheckpointError: the model has no head or no preprocessing.
     """
-    results = list(iter_classify(_several(images), model=model, top_k=top_k))
+    results = list(iter_classify(_several(images), model=model, top_k=top_k, icc=icc))
     for result in results:
         if result.error:
             raise result.error
@@ -88,11 +103,13 @@ def embed(
     layer: int | None = None,
     norm: str | None = None,
     batch_size: int = 1,
+    icc: str = "ignore",
 ) -> Tensor:
     """Return one embedding per image, (images, ...), in the dtype of the model.
 
     Args:
         pool, layer, norm: as in `embedder`.
+        icc: as in `iter_classify`.
 
     Raises:
         UsageError: a pool or layer that the checkpoint does not have.
@@ -100,7 +117,8 @@ def embed(
     """
     loaded = loaded_image_model(model)
     rows = []
-    for one in _results(_several(images), loaded, embedder(loaded, pool, layer=layer, norm=norm), batch_size, None):
+    predict = embedder(loaded, pool, layer=layer, norm=norm)
+    for one in _results(map(Input, _several(images)), loaded, predict, batch_size, icc=icc):
         if one.error:
             raise one.error
         rows.append(one.value)
@@ -205,12 +223,10 @@ def embedding_shape(model: ImageModel, pool: str) -> tuple[int, ...]:
 
 
 def _results(
-    images: Iterable[ImageInput], model: ImageModel, predict: Callable, batch_size: int, readers: int | None
+    inputs: Iterable[Input], model: ImageModel, predict: Callable, batch_size: int, **options: Any
 ) -> Iterator[Result]:
     like = model.patch_embed.weight
-    return run_batches(
-        map(Input, images), predict, image_spec_of(model), like=like, batch_size=batch_size, readers=readers
-    )
+    return run_batches(inputs, predict, image_spec_of(model), like=like, batch_size=batch_size, **options)
 
 
 def _several(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:

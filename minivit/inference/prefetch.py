@@ -8,12 +8,12 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -68,6 +68,8 @@ def run_batches(
     batch_size: int = 1,
     readers: int | None = None,
     hashing: bool = False,
+    icc: str = "ignore",
+    image_timeout: float | None = None,
 ) -> Generator[Result, None, None]:
     """Yield one Result per image, in order; an image that cannot be read yields an error, the others continue.
 
@@ -86,19 +88,24 @@ def run_batches(
         batch_size: images per forward pass.
         readers: threads that read ahead; `default_readers()` when None.
         hashing: compute the sha256 of every file; Input.sha256 is ignored without it.
+        icc: what is done with colour profiles, as in `open_image`.
+        image_timeout: seconds after which an image that is still being read becomes an error of code "timeout"; no
+            limit when None, so that results do not depend on the load of the machine.
     """
     seen = read_ahead(
         inputs,
-        lambda one: _load(one, spec, hashing),
+        lambda one: _load(one, spec, hashing, icc),
         readers=readers or default_readers(),
         ahead=2 * batch_size,
+        timeout=image_timeout,
+        late=lambda one: _late(one, image_timeout),
     )
     while batch := list(islice(seen, batch_size)):
         if any(one.prepared is not None for one in batch):
             for one in batch:
                 if one.kept:
                     with suppress(ImageError):
-                        one.prepared = _prepare(one.image, spec, _name(one.image), [])
+                        one.prepared = _prepare(one.image, spec, _name(one.image), [], icc)
             black = torch.zeros_like(next(one.prepared for one in batch if one.prepared is not None))
             stacked = torch.stack([black if one.prepared is None else one.prepared for one in batch])
             for one, value in zip(batch, predict(_pixels(stacked, spec, like)), strict=True):
@@ -107,17 +114,29 @@ def run_batches(
         yield from batch
 
 
-def read_ahead(items: Iterable[A], read: Callable[[A], B], *, readers: int, ahead: int) -> Iterator[B]:
+def read_ahead(
+    items: Iterable[A],
+    read: Callable[[A], B],
+    *,
+    readers: int,
+    ahead: int,
+    timeout: float | None = None,
+    late: Callable[[A], B] | None = None,
+) -> Iterator[B]:
     """Yield `map(read, items)` in order, computed by `readers` threads with at most `ahead` results waiting.
 
     A result is yielded as soon as it is ready, even while `items` still waits for its next one. An exception of
     `items` or `read` is raised here, in its turn. The threads are daemons: they end with the process.
+
+    Args:
+        timeout: seconds after which `late(item)` is yielded in place of `read(item)`, and another thread replaces the
+            one that hangs, which cannot be stopped.
     """
     source = iter(items)
     room = threading.Semaphore(ahead)
     turn = threading.Lock()
     ended = threading.Event()
-    order: SimpleQueue[Future[B] | None] = SimpleQueue()
+    order: SimpleQueue[_Reading[A, B] | None] = SimpleQueue()
 
     def work() -> None:
         while True:
@@ -132,36 +151,65 @@ def read_ahead(items: Iterable[A], read: Callable[[A], B], *, readers: int, ahea
                     ended.set()
                     if not isinstance(error, StopIteration):
                         future.set_exception(error)
-                        order.put(future)
+                        order.put(_Reading(future, None, 0.0))
                     order.put(None)
                     return
-                order.put(future)
+                reading = _Reading(future, item, time.monotonic())
+                order.put(reading)
             try:
                 future.set_result(read(item))
             except BaseException as error:
                 future.set_exception(error)
-            del item, future
+            if reading.abandoned:
+                return
+            del item, future, reading
 
-    threads = [threading.Thread(target=work, name=f"minivit-reader-{i}", daemon=True) for i in range(readers)]
-    for thread in threads:
+    def start() -> threading.Thread:
+        thread = threading.Thread(target=work, name="minivit-reader", daemon=True)
         thread.start()
+        return thread
+
+    threads = [start() for _ in range(readers)]
     try:
-        while (future := order.get()) is not None:
-            result = future.result()
-            del future
+        while (one := order.get()) is not None:
+            if timeout is not None and late is not None and not one.done_by(timeout):
+                result = late(one.item)  # type: ignore[arg-type]
+                threads.append(start())
+            else:
+                result = one.future.result()
+            del one
             room.release()
             yield result
             del result
     finally:
         ended.set()
-        room.release(readers)
+        room.release(len(threads))
         # Python aborts when it ends while a thread runs C++ code; a thread that waits for input may be left.
         until = time.monotonic() + 1
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
 
 
-def _load(given: Input, spec: ImageSpec, hashing: bool) -> _Loaded:
+class _Reading(Generic[A, B]):
+    """An item that a thread reads."""
+
+    def __init__(self, future: Future[B], item: A | None, begun: float):
+        self.future, self.item, self.begun = future, item, begun
+        self.abandoned = False  # its thread was replaced, and ends if it ever comes back
+
+    def done_by(self, timeout: float) -> bool:
+        """Wait until the item is read, or `timeout` seconds have passed since its begin; return whether it is."""
+        wait([self.future], max(0.0, self.begun + timeout - time.monotonic()))
+        self.abandoned = not self.future.done()
+        return not self.abandoned
+
+
+def _late(given: Input, timeout: float | None) -> _Loaded:
+    message = f"{_name(given.image)}: not read within {timeout:g} s (--image-timeout)"
+    return _Loaded(image=given.image, error=ImageError("timeout", message))
+
+
+def _load(given: Input, spec: ImageSpec, hashing: bool, icc: str) -> _Loaded:
     """Return one image prepared for the model, or with the reason why not, or marked as kept."""
     one = _Loaded(image=given.image)
     try:
@@ -169,18 +217,18 @@ def _load(given: Input, spec: ImageSpec, hashing: bool) -> _Loaded:
             source, one.sha256 = _hashed(given.image, opened) if hashing else (given.image, None)
             one.kept = one.sha256 is not None and one.sha256 == given.sha256
             if not one.kept:
-                one.prepared = _prepare(source, spec, _name(given.image), one.warnings)
+                one.prepared = _prepare(source, spec, _name(given.image), one.warnings, icc)
     except ImageError as error:
         one.error = error
     return one
 
 
-def _prepare(source: ImageInput | ImageError, spec: ImageSpec, name: str, warnings: list[str]) -> Tensor:
+def _prepare(source: ImageInput | ImageError, spec: ImageSpec, name: str, warnings: list[str], icc: str) -> Tensor:
     """Return the image at the size of `spec`; `_pixels` does the arithmetic for a whole batch. Raises ImageError."""
     if isinstance(source, ImageError):
         raise source
     _refuse_pipes(source)
-    image = resize_and_crop(open_image(source, name=name, warn=warnings.append), spec, name=name)
+    image = resize_and_crop(open_image(source, name=name, warn=warnings.append, icc=icc), spec, name=name)
     return pixels_from_image(image, spec) if spec.float_resize else levels_from_image(image)
 
 
@@ -215,7 +263,7 @@ def _name(image: ImageInput | ImageError) -> str:
 
 
 def _refuse_pipes(image: ImageInput | ImageError) -> None:
-    """A pipe or a device ."""
+    """Raise ImageError for a pipe or a device, which could be waited for without end."""
     if isinstance(image, (str, os.PathLike)):
         try:
             mode = os.stat(image).st_mode

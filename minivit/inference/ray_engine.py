@@ -44,6 +44,8 @@ class Job:
     folder: str  # where relative paths begin, on nodes that have it
     constant: dict[str, Any]  # of `records.constants`: with device and, under "run", batch_size and fast
     readers: int | None = None  # threads of each worker
+    icc: str = "ignore"  # this and the next one as in `run_batches`
+    image_timeout: float | None = None
     top_k: int | None = None
     pool: str = "cls"  # this and the next two as in `embedder`
     layer: int | None = None
@@ -195,6 +197,8 @@ class Worker:
             batch_size=self.job.constant["run"]["batch_size"],
             readers=self.job.readers,
             hashing=True,
+            icc=self.job.icc,
+            image_timeout=self.job.image_timeout,
         )
         records = [record(path, result, self.job.constant) for (_, path, _), result in zip(given, results, strict=True)]
         vectors = None

@@ -437,7 +437,7 @@ def test_paths_without_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         file.chmod(0)
         assert code_of(file) == "no_permission"
 
-    def failing(*args: object) -> Image.Image:
+    def failing(*args: object, **options: object) -> Image.Image:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(Image, "open", failing)

@@ -162,6 +162,7 @@ def test_version_and_import_are_light():
 
 # Packages of an extra, and the one file that may import them.
 EXTRAS = {
+    "images/formats.py": {"pillow_heif"},
     "inference/ray_engine.py": {"ray"},
     "parity/libraries.py": {"transformers", "timm", "torchvision"},
     "inference/parquet.py": {"pyarrow"},

@@ -140,7 +140,7 @@ def run_named(one: OneImage, target: int, args: argparse.Namespace) -> int:
 
     source = None
     if args.source:
-        other, notes = read_image(args.source)
+        other, notes = read_image(args.source, icc=args.icc)
         say_notes(args.source, notes)
         source = pixels_for(one.model, other)[0]
     gone = {"heads": args.heads, "mlps": args.mlps, "tokens": token_list(args.tokens)}

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from minivit.images.describe import explain
     from minivit.inference.predict import image_spec_of
 
-    image, notes = read_image(args.image)
+    image, notes = read_image(args.image, icc=args.icc)
     model = load_model(args)
     found = explain(image, image_spec_of(model), name=args.image)
     found = replace(found, warnings=(*notes, *found.warnings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minivit.cli.shared.bulk import BULK, batch_size, check_engine, choose_path, run_local, run_on_ray
+from minivit.cli.shared.bulk import BULK, batch_size, check_engine, choose_path, icc_setting, run_local, run_on_ray
 from minivit.cli.shared.command import LABELS, RUN, command, option
 from minivit.cli.shared.console import positive, say
 from minivit.cli.shared.inputs import add_input_options, check_inputs
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         say(f"{model.name} names no classes; the numbers are the outputs of its head")
     found, fast = choose_path(args, model)
     settings = {"dtype": args.dtype, "batch_size": batch_size(args, model), "fast": fast, "top_k": args.top_k}
+    settings |= icc_setting(args)
     resumable = args.engine == "ray" or (bool(args.out) and form == "jsonl")
     constant = constants(model, **settings) if resumable else constants(model)
     if args.engine == "ray":

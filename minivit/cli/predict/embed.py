@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minivit.cli.shared.bulk import BULK, batch_size, check_engine, choose_path, run_local, run_on_ray
+from minivit.cli.shared.bulk import BULK, batch_size, check_engine, choose_path, icc_setting, run_local, run_on_ray
 from minivit.cli.shared.command import RUN, command, option
 from minivit.cli.shared.inputs import add_input_options, check_inputs
 from minivit.cli.shared.models import load_image_model, load_towers
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     args.pool = shared_pool(model) if towers else args.pool or "cls"
     found, fast = (iter(()), False) if towers else choose_path(args, model)
     task = {"pool": args.pool, "layer": args.layer, "norm": args.norm}
-    settings = {"dtype": args.dtype, "batch_size": batch_size(args, model), "fast": fast, **task}
+    settings = {"dtype": args.dtype, "batch_size": batch_size(args, model), "fast": fast, **task, **icc_setting(args)}
     constant = constants(model, **settings, preprocessing=preprocessing(image_spec_of(model)))
     if args.engine == "ray":
         embedder(model, **task)  # refuse here what every worker would refuse

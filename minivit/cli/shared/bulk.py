@@ -11,8 +11,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.command import Options, option
-from minivit.cli.shared.console import positive, say
+from minivit.cli.shared.command import ICC, Options, option
+from minivit.cli.shared.console import positive, say, seconds
 from minivit.cli.shared.inputs import Found, count_inputs, find_inputs
 from minivit.errors import UsageError
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 BULK: tuple[Options, ...] = (
     option("-b", "--batch-size", type=positive, metavar="B", help="batch size (1 on a CPU, 32 on a GPU)"),
     option("--readers", type=positive, metavar="N", help="threads that decode images ahead (one per two cores)"),
+    ICC,
+    option("--image-timeout", type=seconds, metavar="S", help="give up an image after S seconds (default: never)"),
     option("--no-fast", action="store_true", help="run the reference model even where the fast path saves time"),
     option(
         "--engine",
@@ -67,6 +69,11 @@ def batch_size(args: argparse.Namespace, model: ImageModel) -> int:
     return args.batch_size or default_batch_size(model)
 
 
+def icc_setting(args: argparse.Namespace) -> dict[str, Any]:
+    """Return --icc as a setting of a run that changes its records; the default is not recorded."""
+    return {} if args.icc == "ignore" else {"icc": args.icc}
+
+
 def choose_path(args: argparse.Namespace, model: ImageModel) -> tuple[Iterator[Found], bool]:
     """Return the inputs, and whether there are enough of them for the fast path; an uncounted list has enough.
 
@@ -101,9 +108,13 @@ def run_local(
                 total = done
                 step()
 
-            size = batch_size(args, model)
             summary = write_predictions(
-                *(found, model, predict, writer, constant), batch_size=size, readers=args.readers, report=report
+                *(found, model, predict, writer, constant),
+                batch_size=batch_size(args, model),
+                readers=args.readers,
+                icc=args.icc,
+                image_timeout=args.image_timeout,
+                report=report,
             )
     except KeyboardInterrupt:
         if args.out and "run" in constant:
@@ -138,6 +149,8 @@ def run_on_ray(args: argparse.Namespace, found: Iterator[Found], constant: dict[
         dtype=args.dtype,
         folder=str(Path.cwd()),
         readers=args.readers,
+        icc=args.icc,
+        image_timeout=args.image_timeout,
         constant=constant,
         **task,
     )

@@ -114,7 +114,20 @@ def check_suffix(path: str, *suffixes: str) -> None:
         raise UsageError(f"-o {path}: cannot be written (no such folder)")
 
 
-ONE_IMAGE = option("image", metavar="IMAGE", help="an image file, or - for standard input")
+ICC = option(
+    "--icc",
+    default="ignore",
+    choices=("ignore", "convert"),
+    help="a colour profile that is not sRGB is ignored, and said (default), or converted to sRGB",
+)
+
+
+def ONE_IMAGE(parser: argparse.ArgumentParser) -> None:  # noqa: N802 (options are named as constants)
+    """Add IMAGE and --icc."""
+    parser.add_argument("image", metavar="IMAGE", help="an image file, or - for standard input")
+    ICC(parser)
+
+
 IMAGE_FOLDERS: tuple[Options, ...] = (
     option("images", nargs="+", metavar="FOLDER", help="folder, file, pattern, or - for standard input"),
     option("-r", "--recursive", action="store_true", help="look into folders of folders"),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from minivit.model.capabilities import ImageModel
 
 
-def read_image(argument: str) -> tuple[Image.Image, list[str]]:
+def read_image(argument: str, *, icc: str = "ignore") -> tuple[Image.Image, list[str]]:
     """Return the upright RGB image that an argument names ("-" is standard input), and what was done to it."""
     from minivit.images.decode import open_image
 
@@ -30,7 +30,7 @@ def read_image(argument: str) -> tuple[Image.Image, list[str]]:
     if argument == "-" and sys.stdin.isatty():
         raise UsageError("- reads an image from standard input: pipe it in")
     source = BytesIO(sys.stdin.buffer.read()) if argument == "-" else argument
-    return open_image(source, name=argument, warn=notes.append), notes
+    return open_image(source, name=argument, warn=notes.append, icc=icc), notes
 
 
 def say_notes(argument: str, notes: list[str]) -> None:

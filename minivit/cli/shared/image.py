@@ -55,7 +55,7 @@ def one_image(
         UsageError: the model has no classifier, or is of a kind that the command does not take.
         ModelUnavailableError, CheckpointError: as `minivit.load`.
     """
-    image, notes = read_image(args.image)
+    image, notes = read_image(args.image, icc=args.icc)
     if not quiet:
         say_notes(args.image, notes)
     model = load_image_model(args) if any_model else load_model(args)
