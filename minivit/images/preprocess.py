@@ -21,16 +21,12 @@ def preprocess(image: ImageInput, spec: ImageSpec, *, icc: str = "ignore") -> Te
     Args:
         image: path, binary file object or PIL image.
         spec: the preprocessing of the checkpoint, `model.image_spec`.
-=======
-        spec: the preprocessing of the checkpoint.
         icc: what is done with a colour profile, as in `open_image`.
->>>>>>> rob1
 
     Raises:
         ImageError: as `open_image` and `resize_and_crop`.
         UsageError: `spec` is no ImageSpec, such as the model itself.
     """
-<<<<<<< HEAD
     if not isinstance(spec, ImageSpec):
         hint = "model.image_spec" if hasattr(spec, "image_spec") or spec is None else "an ImageSpec"
         why = "; it is None where the checkpoint's files do not state it" if spec is None else ""

@@ -19,14 +19,22 @@ def parquet_schema(shape: tuple[int, ...] | None, dtype: torch.dtype = torch.flo
     """Return the pyarrow schema of records: with an embedding of `shape`, or with a `top` when that is None."""
     pa, _ = import_pyarrow()
     if shape is None:
-        value = ("top", pa.list_(pa.struct([("index", pa.int64()), ("label", pa.string()), ("score", pa.float64())])))
+        value = (
+            "top",
+            pa.list_(
+                pa.struct(
+                    [("index", pa.int64()), ("label", pa.string()), ("score", pa.float64()), ("category", pa.string())]
+                )
+            ),
+        )
     else:
         kind = pa.float64() if dtype == torch.float64 else pa.float32()
         for size in reversed(shape):
             kind = pa.list_(kind, size)
         value = ("embedding", kind)
     error = pa.struct([("code", pa.string()), ("message", pa.string())])
-    text = [(name, pa.string()) for name in ("sha256", "model", "revision", "device", "run")]
+    scores = ("scores",) if shape is None else ()
+    text = [(name, pa.string()) for name in ("sha256", "model", "revision", "device", *scores, "run")]
     columns = [("schema", pa.int32()), ("path", pa.string()), value, ("error", error), *text]
     return pa.schema([*columns, ("warnings", pa.list_(pa.string()))])
 
@@ -95,6 +103,9 @@ def _record_of(row: dict[str, Any]) -> dict[str, Any]:
     """Return the record that a row of a Parquet file was made of."""
     optional = ("error", "warnings", "top", "index")
     record = {key: value for key, value in row.items() if value is not None or key not in optional}
+    for entry in record.get("top", ()):
+        if entry["category"] is None:
+            del entry["category"]
     return {**record, "run": json.loads(record["run"])}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ def iter_classify(
     *,
     model: Model | str | os.PathLike[str],
     top_k: int = 5,
+    threshold: float | None = None,
     batch_size: int = 1,
     readers: int | None = None,
     icc: str = "ignore",
@@ -55,6 +57,7 @@ def iter_classify(
         images: paths, binary files or PIL images; drawn and read in threads, at most two batches ahead.
         model: a loaded model with a head, or what `minivit.load` accepts.
         top_k: how many classes to return.
+        threshold: return all classes with this score or a higher one instead.
         batch_size: images per forward pass.
         readers: threads that read ahead; `prefetch.default_readers()` when None.
         icc: what is done with a colour profile that is not sRGB: "ignore" or "convert", as in `open_image`.
@@ -64,10 +67,8 @@ def iter_classify(
         CheckpointError: the model has no head or no preprocessing.
     """
     loaded = loaded_image_model(model)
-    given = map(Input, images)
-    for one in _results(
-        given, loaded, classifier(loaded, top_k), batch_size, readers=readers, icc=icc, image_timeout=image_timeout
-    ):
+    given, predict = map(Input, images), classifier(loaded, top_k, threshold=threshold)
+    for one in _results(given, loaded, predict, batch_size, readers=readers, icc=icc, image_timeout=image_timeout):
         top = [] if one.error else one.value
         yield Classified(image=one.image, top=top, error=one.error, warnings=one.warnings)  # type: ignore[arg-type]
 
@@ -77,9 +78,12 @@ def classify(
     *,
     model: Model | str | os.PathLike[str],
     top_k: int = 5,
+    threshold: float | None = None,
     icc: str = "ignore",
 ) -> list[list[Prediction]]:
-    """Return the `top_k` most likely classes of every image.
+    """Return the `top_k` best classes of every image, or all with a score of `threshold` or more.
+
+    The model's config.score says what the scores are: "softmax", "sigmoid" (each class on its own) or "none" (logits).
 
     Args:
         icc: as in `iter_classify`.
@@ -88,7 +92,8 @@ def classify(
         ImageError: the first image that cannot be read; `iter_classify` continues instead.
         CheckpointError: the model has no head or no preprocessing.
     """
-    results = list(iter_classify(_several(images), model=model, top_k=top_k, icc=icc))
+    found = iter_classify(_several(images), model=model, top_k=top_k, threshold=threshold, icc=icc)
+    results = list(found)
     for result in results:
         if result.error:
             raise result.error
@@ -125,11 +130,14 @@ def embed(
     return torch.stack(rows)
 
 
-def classifier(model: ImageModel, top_k: int) -> Callable[[Tensor], list[list[Prediction]]]:
-    """Return a function: pixels_BCHW -> the `top_k` best Predictions of each image.
+def classifier(
+    model: ImageModel, top_k: int, *, threshold: float | None = None
+) -> Callable[[Tensor], list[list[Prediction]]]:
+    """Return a function: pixels_BCHW -> the `top_k` best Predictions of each image, or all from `threshold` on.
 
     Raises:
         CheckpointError: the model has no head.
+        UsageError: a threshold that no score, or every score, of this model reaches.
     """
     if not model.config.classes:
         raise CheckpointError(
@@ -137,9 +145,16 @@ def classifier(model: ImageModel, top_k: int) -> Callable[[Tensor], list[list[Pr
             "--labels (CLIP.zero_shot)"
         )
 
+    if threshold is not None and not (model.config.score == "none" or 0 <= threshold <= 1):
+        raise UsageError(f"threshold is {threshold}; {model.config.score} scores lie between 0 and 1")
+    if threshold is not None and not math.isfinite(threshold):
+        raise UsageError(f"threshold is {threshold}; it must be a finite number")
+    categories = model.categories
+
     @torch.inference_mode()
     def predict(pixels_BCHW: Tensor) -> list[list[Prediction]]:
-        return best(model(pixels_BCHW), model.labels, top_k, model.config.score)
+        logits_BL, score = model(pixels_BCHW), model.config.score
+        return best(logits_BL, model.labels, top_k, score, threshold=threshold, categories=categories)
 
     return predict
 

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -47,6 +47,10 @@ class Job:
     icc: str = "ignore"  # this and the next one as in `run_batches`
     image_timeout: float | None = None
     top_k: int | None = None
+    threshold: float | None = None  # as in `classifier`
+    scores: str | None = None  # ViTConfig.score, instead of the checkpoint's
+    labels: dict[int, str] | None = None  # instead of the checkpoint's, and the next
+    categories: dict[int, str] | None = None
     pool: str = "cls"  # this and the next two as in `embedder`
     layer: int | None = None
     norm: str | None = None
@@ -169,6 +173,10 @@ class Worker:
         device = job.constant["device"]
         loaded = load(job.model, revision=job.revision, family=job.family, dtype=dtype, device=device)
         model: ImageModel = loaded_image_model(loaded)
+        if job.scores:
+            model.config = replace(model.config, score=job.scores)
+        if job.labels:
+            model.labels, model.categories = job.labels, job.categories
         if fingerprint(model) != job.constant["run"]["weights"]:
             raise CheckpointError(f"{job.model}: a worker finds other weights than the driver")
         self.job, self.spec = job, image_spec_of(model)
@@ -177,7 +185,9 @@ class Worker:
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.shape = None if job.top_k else embedding_shape(model, job.pool)
         self.predict: Callable = (
-            classifier(model, job.top_k) if job.top_k else embedder(model, job.pool, layer=job.layer, norm=job.norm)
+            classifier(model, job.top_k, threshold=job.threshold)
+            if job.top_k
+            else embedder(model, job.pool, layer=job.layer, norm=job.norm)
         )
 
     def __call__(self, batch: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from minivit.images.spec import ImageSpec
+from minivit.inference.predictions import Prediction
 from minivit.inference.prefetch import Result
 from minivit.model.capabilities import ImageModel
 
@@ -30,16 +31,27 @@ def record(path: str, result: Result, constant: dict[str, Any]) -> dict[str, Any
     elif isinstance(result.value, torch.Tensor):
         outcome = {"embedding": result.value}
     else:
-        outcome = {"top": [{"index": p.index, "label": p.label, "score": p.score} for p in result.value]}
+        outcome = {"top": [_entry(prediction) for prediction in result.value]}
     sha256 = {"sha256": result.sha256} if "run" in constant else {}
     warnings = {"warnings": result.warnings} if result.warnings else {}
     return {"schema": SCHEMA, "path": path, **outcome, **sha256, **constant, **warnings}
 
 
-def constants(model: ImageModel, **run: Any) -> dict[str, Any]:
-    """Return the fields that all records of a run share: model, revision, device and, if given, the settings `run`."""
+def _entry(p: Prediction) -> dict[str, Any]:
+    """Return one prediction; the field `category` is there where the model groups its classes."""
+    category = {} if p.category is None else {"category": p.category}
+    return {"index": p.index, "label": p.label, "score": p.score, **category}
+
+
+def constants(model: ImageModel, *, scores: str | None = None, **run: Any) -> dict[str, Any]:
+    """Return the fields that all records of a run share: model, revision, device and, if given, the settings `run`.
+
+    Args:
+        scores: of a run that classifies, what its scores are: "softmax", "sigmoid" or "none" (the logits).
+    """
     device = str(model.patch_embed.weight.device)
     shared: dict[str, Any] = {"model": model.name, "revision": model.revision, "device": device}
+    shared |= {"scores": scores} if scores else {}
     return {**shared, "run": {**run, "weights": fingerprint(model)}} if run else shared
 
 

@@ -24,7 +24,12 @@ POOLING_WORDS = {
     "map": "attention pool",
 }  # the input of the head, by ViTConfig.pooling
 HEADS = ("linear", "cosine")
-SCORES = ("softmax", "sigmoid")
+SCORES = ("softmax", "sigmoid", "none")  # of one class among all, of each class on its own, the logits themselves
+SCORE_WORDS = {
+    "softmax": "softmax over all classes",
+    "sigmoid": "sigmoid, each class on its own",
+    "none": "none: the outputs themselves",
+}  # what the scores are, by ViTConfig.score
 WINDOWINGS = ("hf", "torchvision", "timm")  # see swin.windows_of
 TEXT_POOLINGS = ("argmax", "end", "last")
 
@@ -111,7 +116,7 @@ class ViTConfig:
     pooler: bool = False  # a linear layer and tanh between pooling and head, as in the *-in21k files
     projection: int = 0  # E, size of the space shared with texts (CLIP); a linear layer without bias; 0 means none
     head: str = "linear"  # or "cosine": similarity of the image to the text of each class (CLIP, SigLIP)
-    score: str = "softmax"  # how logits become scores; or "sigmoid", each class on its own (SigLIP)
+    score: str = "softmax"  # how logits become scores, one of SCORES
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", _two_sides(self.image_size))
@@ -242,8 +247,8 @@ class CLIPConfig:
             raise UsageError(
                 f"image embeddings have size {ends} and text embeddings {self.text.projection}; they must be equal"
             )
-        if self.score not in SCORES:
-            raise UsageError(f"score is {self.score!r}; it must be one of {', '.join(SCORES)}")
+        if self.score not in SCORES[:2]:
+            raise UsageError(f"score is {self.score!r}; it must be one of {', '.join(SCORES[:2])}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +289,7 @@ class SwinConfig:
     activation: str = "gelu"  # of the MLP, one of ACTIVATIONS
     qkv_bias: bool = True  # queries, keys and values have a bias
     classes: int = 1000  # L, outputs of the head; 0 means no head: the model returns pooled_BD
+    score: str = "softmax"  # how logits become scores, one of SCORES
     windowing: str = "hf"  # how grids are padded and shifted, one of WINDOWINGS; see swin.windows_of
     any_size: bool = True  # accepts images of other sizes: it has no position embeddings to resample
 
@@ -291,11 +297,10 @@ class SwinConfig:
     patch_bias: ClassVar[bool] = True
     cls_token: ClassVar[bool] = False
     projection: ClassVar[int] = 0
-    score: ClassVar[str] = "softmax"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", _two_sides(self.image_size))
-        choices = {"activation": ACTIVATIONS, "windowing": WINDOWINGS}
+        choices = {"activation": ACTIVATIONS, "windowing": WINDOWINGS, "score": SCORES}
         _check(self, positive=("patch_size", "channels", "width"), choices=choices)
         stages = {name: len(getattr(self, name)) for name in ("depths", "heads", "window")}
         if not self.depths or len(set(stages.values())) != 1:

@@ -219,6 +219,8 @@ class Swin(nn.Module):
         self.attend: BiasedAttend = attend  # type: ignore[assignment]
         self.image_spec: ImageSpec | None = None
         self.labels: dict[int, str] | None = None
+        self.categories: dict[int, str] | None = None
+        self.notes: list[str] = []
         self.name: str | None = None
         self.revision: str | None = None
         self.patch_embed = PatchEmbed(config)

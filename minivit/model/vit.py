@@ -25,6 +25,8 @@ class ViT(nn.Module):
         attend: the attention callable of every block.
         image_spec: the image preprocessing, or None if the checkpoint has none.
         labels: {index: name} of the classes, or None.
+        categories: {index: category} of the classes, or None; a tagger groups its classes by them.
+        notes: what `minivit.load` decided where the files allow several readings, one sentence each.
         name, revision: hub id or path of the weights, and commit; set by `minivit.load`.
     """
 
@@ -37,6 +39,8 @@ class ViT(nn.Module):
         self.attend = attend
         self.image_spec: ImageSpec | None = None
         self.labels: dict[int, str] | None = None
+        self.categories: dict[int, str] | None = None
+        self.notes: list[str] = []
         self.name: str | None = None
         self.revision: str | None = None
 

@@ -35,6 +35,7 @@ def read_config(source: Source, family: Family, shapes: Shapes) -> tuple[Config,
         values = {**family.constants, **values, **computed, **kind.values}
         if family.config in (ViTConfig, SwinConfig):
             values.setdefault("classes", _classes(given, kind, shapes) if kind.head else 0)
+            values.setdefault("score", score_of(given, values["classes"]))
         if family.config is ViTConfig:
             # The reference does not use a pooler beside a head either; without a head it is the output.
             values.setdefault("pooler", not values["classes"] and has_module(shapes, family.pooler))
@@ -122,6 +123,29 @@ def _classes(given: Given, kind: Kind, shapes: Shapes) -> int:
     if isinstance(given.get("num_labels"), int):
         return int(given["num_labels"])
     return shapes.get(f"{kind.head}.weight", (0,))[0]
+
+
+PROBLEMS = {
+    "regression": "none",
+    "multi_label_classification": "sigmoid",
+    "single_label_classification": "softmax",
+}  # config.json's problem_type -> ViTConfig.score
+
+
+def score_of(given: Given, classes: int) -> str:
+    """Return ViTConfig.score from config.json, as ImageClassificationPipeline of transformers applies it.
+
+    A single output has a sigmoid unless it is a regression. The pipeline reads `function_to_apply` only where neither
+    `problem_type` nor the number of outputs decides, so a head never uses it.
+
+    Raises:
+        ValueError: a problem_type that transformers does not know.
+    """
+    problem = given.get("problem_type")
+    if problem is not None and problem not in PROBLEMS:
+        raise ValueError(f"problem_type is {problem!r}; known are {', '.join(PROBLEMS)}")
+    score = PROBLEMS[problem] if problem else "softmax"
+    return "sigmoid" if classes == 1 and score == "softmax" else score
 
 
 def read_labels(source: Source, family: Family, classes: int) -> dict[int, str] | None:

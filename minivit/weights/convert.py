@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from minivit.errors import CheckpointError
+from minivit.errors import CheckpointError, UsageError
 from minivit.model.attention import Attend, attend_sdpa
-from minivit.model.capabilities import Model, image_model
+from minivit.model.capabilities import ImageModel, Model, image_model
 from minivit.model.clip import CLIP
 from minivit.model.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
 from minivit.model.swin import Swin
@@ -22,6 +22,7 @@ from minivit.model.tokenizer import Tokenizer
 from minivit.model.vit import ViT
 from minivit.weights.configs import listed, read_config, read_labels
 from minivit.weights.families.base import Config, Family, Kind, Row, Spelling, spelling_of
+from minivit.weights.families.labels import TAGS, read_class_names
 from minivit.weights.families.registry import family_of
 from minivit.weights.files import Source, find_beside
 from minivit.weights.operations import OPERATIONS
@@ -91,11 +92,26 @@ def examine(source: Source, shards: Shards, attend: Attend = attend_sdpa, family
     images = image_model(model)
     images.name, images.revision = source.name, source.revision
     images.labels = read_labels(source, table, images.config.classes)
+    if images.labels is None and table.name.startswith("timm") and images.config.classes:
+        _read_tags(source, images)
     preprocessor, where = find_preprocessor(source, table, images.config.image_size)
     images.image_spec = read_image_spec(preprocessor, source.name, table.processor, where) if preprocessor else None
     checkpoint = Checkpoint(family=table, model=model)
     _plan(checkpoint, kind, names, shards)
     return checkpoint
+
+
+def _read_tags(source: Source, images: ImageModel) -> None:
+    """Take the names of the classes of a tagger, whose outputs are judged each on its own, from its list of tags."""
+    path = find_beside(source, TAGS)
+    if path is None:
+        return
+    try:
+        images.labels, images.categories = read_class_names(path, images.config.classes)
+    except UsageError as error:
+        raise CheckpointError(str(error)) from None
+    images.config = replace(images.config, score="sigmoid")
+    images.notes.append(f"{TAGS} names the classes, so it is a tagger: its scores are sigmoids")
 
 
 def build(

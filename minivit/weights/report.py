@@ -31,6 +31,8 @@ def describe(source: Source, family: str | None = None) -> dict[str, Any]:
             "files": len(source.shards),
         },
         "labels": list(images.labels.values()) if images.labels else None,
+        "scores": model.config.score if images.config.classes or model.has_text else None,
+        "notes": images.notes,
         "preprocessing": str(model.image_spec) if model.image_spec else None,
     }
 

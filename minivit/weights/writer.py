@@ -15,7 +15,7 @@ from minivit.model.capabilities import Model, image_model
 from minivit.model.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
 from minivit.model.swin import windows_of
 from minivit.model.vit import CosineHead
-from minivit.weights.configs import listed, read_config
+from minivit.weights.configs import PROBLEMS, listed, read_config
 from minivit.weights.convert import MODELS, assembly_of, build, rows_for, spellings
 from minivit.weights.families.base import Config, Family, Given, Kind
 from minivit.weights.families.registry import FAMILIES, LAYOUTS
@@ -232,6 +232,8 @@ def write_config(config: Config, model: Model, family: Family, architecture: str
     result |= _fields(config, family)
     if not isinstance(config, TextConfig) and config.classes:
         labels = image_model(model).labels or {index: f"LABEL_{index}" for index in range(config.classes)}
+        problems = {score: problem for problem, score in PROBLEMS.items()}
+        result |= {"problem_type": problems[config.score]} if config.score != "softmax" else {}
         result["id2label"] = {str(index): name for index, name in labels.items()}
         result["label2id"] = {name: index for index, name in labels.items()}
     return result

@@ -48,7 +48,8 @@ def test_jsonl_schema_1_is_frozen(capsys, model, pictures):
     code, out, err = run(capsys, "classify", pictures["a.png"], "-m", model, "-k", "2", "--jsonl", "--device", "cpu")
     assert (code, err) == (0, "")
     record = json.loads(out)
-    assert list(record) == ["schema", "path", "top", "model", "revision", "device"]
+    assert list(record) == ["schema", "path", "top", "model", "revision", "device", "scores"]
+    assert record["scores"] == "softmax"
     assert record["schema"] == 1
     assert record["path"] == pictures["a.png"]
     assert (record["model"], record["revision"], record["device"]) == (model, None, "cpu")

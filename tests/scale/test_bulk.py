@@ -296,7 +296,7 @@ def whole_run(capsys, model: str, folder: Path, out: Path, *options: str) -> byt
 def test_records_of_a_file_carry_hash_and_settings(capsys, model, folder, tmp_path):
     whole_run(capsys, model, folder, tmp_path / "labels.jsonl")
     first, *others = records(tmp_path / "labels.jsonl")
-    assert list(first) == ["schema", "path", "top", "sha256", "model", "revision", "device", "run"]
+    assert list(first) == ["schema", "path", "top", "sha256", "model", "revision", "device", "scores", "run"]
     assert list(first["run"]) == ["dtype", "batch_size", "fast", "top_k", "weights"]
     import hashlib
 

@@ -9,7 +9,7 @@ from typing import Any
 from minivit.cli.shared.command import HUB, JSON, MODEL_ARGUMENT, command
 from minivit.cli.shared.console import printable
 from minivit.cli.shared.models import go_offline
-from minivit.model.config import POOLING_WORDS
+from minivit.model.config import POOLING_WORDS, SCORE_WORDS
 
 
 @command(
@@ -60,6 +60,8 @@ def facts_table(facts: dict[str, Any], rows: dict[str, str]) -> str:
     weights = facts["weights"]
     rows = {
         **rows,
+        **({"scores": SCORE_WORDS[facts["scores"]]} if facts["scores"] else {}),
+        **{f"note {i}": note for i, note in enumerate(facts["notes"], start=1)},
         "parameters": f"{facts['parameters']:,}",
         "weights": f"{weights['bytes'] / 1e6:,.1f} MB, {', '.join(weights['dtypes'])}, in {weights['files']} file(s)",
         "revision": facts["revision"] or "local files",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minivit.cli.shared.bulk import BULK, batch_size, check_engine, choose_path, icc_setting, run_local, run_on_ray
 from minivit.cli.shared.command import LABELS, RUN, command, option
@@ -12,6 +14,10 @@ from minivit.cli.shared.inputs import add_input_options, check_inputs
 from minivit.cli.shared.models import load_image_model
 from minivit.cli.shared.writers import WRITERS, Output
 from minivit.errors import UsageError
+from minivit.model.config import SCORES
+
+if TYPE_CHECKING:
+    from minivit.model.capabilities import ImageModel
 
 
 def add_forms(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +27,41 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
         form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=f"write {text}")
 
 
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """Add -k and --threshold, of which one can be given, and the options about scores and names."""
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("-k", "--top-k", type=positive, default=5, metavar="K", help="labels per image (5)")
+    choice.add_argument(
+        "--threshold",
+        type=float,
+        metavar="SCORE",
+        help="all labels with this score or more, not the K best",
+    )
+    parser.add_argument(
+        "--scores",
+        choices=SCORES,
+        help="how logits become scores: softmax over all classes, sigmoid of each class, or none: the logits "
+        "(default: as the checkpoint says)",
+    )
+    parser.add_argument(
+        "--class-names",
+        metavar="FILE",
+        help="names of the outputs: one a line, .json (list or {index: name}) or .csv (columns name, category)",
+    )
+
+
+def adapt(model: ImageModel, args: argparse.Namespace) -> None:
+    """Give the model the scores and the class names of the options."""
+    from minivit.weights.families.labels import read_class_names
+
+    if args.scores:
+        model.config = replace(model.config, score=args.scores)
+    if args.class_names:
+        if getattr(args, "labels", None) or getattr(args, "labels_file", None):
+            raise UsageError("--class-names names the outputs of a head, --labels makes outputs of texts: give one")
+        model.labels, model.categories = read_class_names(args.class_names, model.config.classes)
+
+
 @command(
     "classify",
     help="print the most likely labels of images",
@@ -28,7 +69,7 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
     "error, the others continue, and the exit code is 3.",
     options=[
         add_input_options,
-        option("-k", "--top-k", type=positive, default=5, metavar="K", help="labels per image (5)"),
+        add_choice,
         add_forms,
         LABELS,
         option("-o", "--out", metavar="FILE", help="write a file; .jsonl, .json and .csv choose the form, too"),
@@ -49,16 +90,23 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and not (args.out and form == "jsonl"):
         raise UsageError("--resume continues a file of JSON lines: name it with -o FILE.jsonl")
     model = load_image_model(args)
+    adapt(model, args)
     if model.config.classes and not model.labels:
         say(f"{model.name} names no classes; the numbers are the outputs of its head")
     found, fast = choose_path(args, model)
     settings = {"dtype": args.dtype, "batch_size": batch_size(args, model), "fast": fast, "top_k": args.top_k}
     settings |= icc_setting(args)
+    if args.threshold is not None:
+        settings = {**settings, "top_k": None, "threshold": args.threshold}
+    scores = model.config.score
     resumable = args.engine == "ray" or (bool(args.out) and form == "jsonl")
-    constant = constants(model, **settings) if resumable else constants(model)
+    constant = constants(model, scores=scores, **(settings if resumable else {}))
     if args.engine == "ray":
-        return run_on_ray(args, found, constant, top_k=args.top_k)
+        named = {"labels": model.labels, "categories": model.categories} if args.class_names else {}
+        task = {"top_k": args.top_k, "threshold": args.threshold, "scores": args.scores, **named}
+        classifier(model, args.top_k, threshold=args.threshold)  # refuses now what a worker would refuse later
+        return run_on_ray(args, found, constant, **task)
     model = optimize(model) if fast else model
-    predict = classifier(model, args.top_k)
+    predict = classifier(model, args.top_k, threshold=args.threshold)
     writer = JsonlLog(args.out, constant, resume=args.resume) if resumable else WRITERS[form](Output(args.out))
     return run_local(args, model, found, predict, constant, writer)

@@ -55,7 +55,16 @@ def go_offline() -> None:
 
 
 def load_any(args: argparse.Namespace) -> Model:
-    """Return the model that the options name; `auto` may fall back to the bundled one, which is said."""
+    """Return the model that the options name; what `load` decided, and that `auto` fell back to another, is said."""
+    from minivit.model.capabilities import image_model
+
+    model = _load(args)
+    for note in image_model(model).notes:
+        say(f"{model.name}: {note}")
+    return model
+
+
+def _load(args: argparse.Namespace) -> Model:
     import torch
 
     from minivit.weights import load

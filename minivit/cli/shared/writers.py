@@ -69,7 +69,11 @@ class TextWriter:
             return
         notes = f"  ({'; '.join(item['warnings'])})" if "warnings" in item else ""
         lines = [printable(item["path"]) + notes]
-        for p in item["top"]:
+        group = None
+        for p in grouped(item["top"]):
+            if p.get("category") != group:
+                group = p["category"]
+                lines.append(f"  {printable(group)}:")
             label = f"class {p['index']}" if p["label"] is None else f"{printable(p['label'])} ({p['index']})"
             lines.append(f"  {p['score']:.3f}  {label}")
         self.out.write("\n".join(lines) + "\n")
@@ -80,6 +84,12 @@ class TextWriter:
     def close(self) -> None:
         """Close the output."""
         self.out.close()
+
+
+def grouped(top: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return predictions with those of one category side by side, categories in the order of their best score."""
+    first = {p.get("category"): i for i, p in reversed(list(enumerate(top)))}
+    return sorted(top, key=lambda p: first[p.get("category")])
 
 
 class JsonLinesWriter(TextWriter):
