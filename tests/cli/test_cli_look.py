@@ -336,3 +336,16 @@ def test_where_each_value_of_a_spec_was_read():
     assert read_image_spec({**given, "resample": 2}, "model") == read_image_spec(
         given, "model"
     )  # only what it does counts
+
+
+@pytest.mark.parametrize("command", ["lens", "attribute", "trace", "heads"])
+def test_image_size_runs_the_model_on_images_of_another_size(command, capsys):
+    cat = str(Path(minivit.__file__).parent / "pretrained" / "cat.jpg")
+    more = ["--keep", "norm"] if command == "trace" else []
+    assert main([command, cat, "-m", "minivit/cifar10-vit", "--image-size", "48x40", *more]) == 0
+    other = capsys.readouterr().out
+    assert main([command, cat, "-m", "minivit/cifar10-vit", *more]) == 0
+    assert other != capsys.readouterr().out
+    assert command != "trace" or "1 x 121 x 192" in other  # 12 x 10 patches and CLS
+    assert main([command, cat, "-m", "minivit/cifar10-vit", "--image-size", "47", *more]) == 2
+    assert "47 x 47 is not a whole number of patches" in capsys.readouterr().err

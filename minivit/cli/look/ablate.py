@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from minivit.cli.shared.command import (
     A_CLASS,
     CHARTS,
+    IMAGE_SIZE,
     JSON,
     LABELS,
     ONE_IMAGE,
@@ -93,6 +94,7 @@ def token_list(text: str | None) -> list[Any]:
         JSON,
         output(*CHARTS, help="draw a scan: heads and mlps as PNG, SVG or PDF, patches as PNG"),
         LABELS,
+        IMAGE_SIZE,
         *RUN,
     ],
 )

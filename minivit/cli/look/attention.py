@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.command import A_CLASS, LABELS, ONE_IMAGE, RUN, command, option, output
+from minivit.cli.shared.command import A_CLASS, IMAGE_SIZE, LABELS, ONE_IMAGE, RUN, command, option, output
 from minivit.cli.shared.console import fraction, positive, printable, whole
 from minivit.cli.shared.drawing import add_map_options
 from minivit.cli.shared.files import show, writing
@@ -89,6 +89,7 @@ def flags(names: frozenset[str]) -> str:
         ),
         output(".png", ".npy", ".json", help="map.png, map.npy or map.json; else text on the terminal"),
         LABELS,
+        IMAGE_SIZE,
         *RUN,
     ],
 )

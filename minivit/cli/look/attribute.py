@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.command import A_CLASS, JSON, ONE_IMAGE, RUN, chart_output, command
+from minivit.cli.shared.command import A_CLASS, IMAGE_SIZE, JSON, ONE_IMAGE, RUN, chart_output, command
 from minivit.cli.shared.console import printable, table
 from minivit.cli.shared.files import writing
 from minivit.cli.shared.image import label_of, one_image, pick_class, shown_class
@@ -26,7 +26,7 @@ STRONGEST = 8  # parts named below the table
     "into the residual stream, with the final norm at the scale it had; the constant terms are listed separately. "
     "Direct effects only: what a part changes in later ones counts there. The residual is rounding; "
     "--dtype float64 brings it below 1e-9.",
-    options=[ONE_IMAGE, A_CLASS, JSON, chart_output(help="draw the table as PNG, SVG or PDF"), *RUN],
+    options=[ONE_IMAGE, A_CLASS, JSON, chart_output(help="draw the table as PNG, SVG or PDF"), IMAGE_SIZE, *RUN],
 )
 def run(args: argparse.Namespace) -> int:
     from minivit import study

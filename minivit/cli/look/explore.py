@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minivit.cli.shared.command import ONE_IMAGE, RUN, command, option, output
+from minivit.cli.shared.command import IMAGE_SIZE, ONE_IMAGE, RUN, command, option, output
 from minivit.cli.shared.console import positive, printable, say
 from minivit.cli.shared.drawing import add_cmap_option
 from minivit.cli.shared.files import writing
@@ -29,6 +29,7 @@ from minivit.cli.shared.image import one_image
         option("-k", "--top-k", type=positive, default=5, metavar="K", help="classes that are followed (5)"),
         add_cmap_option,
         option("--open", action="store_true", help="show the page in the browser"),
+        IMAGE_SIZE,
         *RUN,
     ],
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.command import JSON, RUN, chart_output, command, option
+from minivit.cli.shared.command import IMAGE_SIZE, JSON, RUN, chart_output, command, option
 from minivit.cli.shared.console import positive, printable, say, table, whole
 from minivit.cli.shared.drawing import add_map_options
 from minivit.cli.shared.files import pixels_for, read_image, say_notes, writing
@@ -83,6 +83,7 @@ def box(text: str) -> Box:
         JSON,
         chart_output(help="draw the curves as PNG, SVG or PDF; for one image with its maps"),
         add_map_options,
+        IMAGE_SIZE,
         *RUN,
     ],
 )

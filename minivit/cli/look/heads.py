@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.command import IMAGE_FOLDERS, RUN, batch_size, chart_output, command
+from minivit.cli.shared.command import IMAGE_FOLDERS, IMAGE_SIZE, RUN, batch_size, chart_output, command
 from minivit.cli.shared.console import printable, progress, say, table
 from minivit.cli.shared.files import writing
 from minivit.cli.shared.inputs import find_images
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
             default=[],
             help="heads.csv, a row for each head, or heads.png (.svg, .pdf), a dot for each by depth; may be repeated",
         ),
+        IMAGE_SIZE,
         *RUN,
     ],
 )

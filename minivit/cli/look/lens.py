@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from minivit.cli.shared.command import (
     A_CLASS,
     CHARTS,
+    IMAGE_SIZE,
     JSON,
     LABELS,
     ONE_IMAGE,
@@ -44,6 +45,7 @@ SCHEMA = 1  # of the JSON record; a field is only ever added under the same numb
         JSON,
         output(*CHARTS, help="draw it: probabilities as PNG, SVG or PDF, or maps of labels as PNG"),
         LABELS,
+        IMAGE_SIZE,
         *RUN,
     ],
 )
@@ -111,6 +113,8 @@ def record(model: ViT, reading: LensReading) -> dict[str, Any]:
         else:
             maps = {"index": top, "top_score": top_score, "score": score, "kl": kl}
             facts = {key: values.unflatten(0, grid).tolist() for key, values in maps.items()}
+        if kl.isnan().any():  # scores that are no probabilities; JSON has no nan
+            facts["kl"] = None
         layers.append({"after": name, **facts})
     labels = {"labels": {str(i): label_of(model, i)["label"] for i in reading.top.unique().tolist()}} if grid else {}
     final = named(reading.best, float(reading.final[reading.best]))
@@ -123,6 +127,7 @@ def draw(one: OneImage, reading: LensReading) -> Any:
     """Probabilities of classes by block as a table of cells, or a map of labels for every block."""
     from minivit import viz
     from minivit.images.preprocess import resize_and_crop
+    from minivit.model.classes import score_of
 
     model, grid = one.model, reading.grid
     title = f"lens of {printable(model.name or 'the model')}"
@@ -138,11 +143,9 @@ def draw(one: OneImage, reading: LensReading) -> Any:
     final = reading.final.argsort(descending=True).tolist()
     shown = {reading.followed, *final[:5], *reading.top[:, 0].tolist()}
     classes = [index for index in final if index in shown]
-    title += (
-        f", reading the {POOLING_WORDS[model.config.pooling]}\nprobability by the final norm and head after every block"
-    )
+    what = "logit" if score_of(model) == "none" else "probability"
+    title += f", reading the {POOLING_WORDS[model.config.pooling]}\n{what} by the final norm and head after every block"
     after = ["embed", *(str(i) for i in range(model.config.depth))]
     labels = [shown_class(model, index) for index in classes]
-    return viz.cells(
-        reading.probs[:, classes].T, labels, after, bounds=(0, 1), cmap="Reds", title=title, label="probability"
-    )
+    bounds, cmap = (None, "RdBu_r") if what == "logit" else ((0, 1), "Reds")
+    return viz.cells(reading.probs[:, classes].T, labels, after, bounds=bounds, cmap=cmap, title=title, label=what)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from minivit.cli.shared.command import ONE_IMAGE, RUN, command, option, output
+from minivit.cli.shared.command import IMAGE_SIZE, ONE_IMAGE, RUN, command, option, output
 from minivit.cli.shared.files import writing
 from minivit.cli.shared.image import one_image
 
@@ -29,6 +29,7 @@ from minivit.cli.shared.image import one_image
         ),
         option("--limit", default="512M", metavar="BYTES", help="refuse to keep more; none for no limit (512M)"),
         output(".safetensors", help="write the tensors there, FILE.safetensors"),
+        IMAGE_SIZE,
         *RUN,
     ],
 )

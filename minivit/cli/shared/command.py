@@ -17,6 +17,7 @@ from typing import Any
 
 from minivit.cli.shared.console import positive
 from minivit.cli.shared.models import add_hub_options, add_label_options, add_model_option, add_run_options
+from minivit.cli.shared.sizes import image_size
 from minivit.errors import UsageError
 
 CHARTS = (".png", ".svg", ".pdf")
@@ -135,6 +136,12 @@ IMAGE_FOLDERS: tuple[Options, ...] = (
 JSON = option("--json", action="store_true", help="write one JSON object")
 A_CLASS = option("--class", metavar="NAME|INDEX", help="the class to follow (default: the most likely one)")
 LABELS: Options = add_label_options
+IMAGE_SIZE = option(
+    "--image-size",
+    type=image_size,
+    metavar="HEIGHTxWIDTH",
+    help="run the model on images of another size, its positions resampled (224x224, or 224)",
+)
 MODEL_ARGUMENT = option("model", metavar="MODEL", help="hub id, folder or weights file")
 HUB: Options = add_hub_options  # --revision, --family, --offline
 LOAD: tuple[Options, ...] = (add_model_option, add_hub_options)  # --model and what belongs to it

@@ -124,13 +124,15 @@ def vit_of(model: Model) -> ViT:
 def load_image_model(args: argparse.Namespace) -> ImageModel:
     """Return the model of images, a ViT or a Swin: of two towers the image tower; else as `load_any`.
 
-    Where the command takes --labels and they were given, these texts are its classes.
+    Where the command takes --labels and they were given, these texts are its classes; with --image-size it takes images
+    of that size.
     """
+    from minivit.cli.shared.sizes import resized_model
     from minivit.model.capabilities import image_model
 
-    if (zero_shot := load_zero_shot(args)) is not None:
-        return zero_shot
-    return image_model(load_any(args))
+    zero_shot = load_zero_shot(args)
+    model = image_model(load_any(args)) if zero_shot is None else zero_shot
+    return resized_model(model, getattr(args, "image_size", None))
 
 
 def add_label_options(parser: argparse.ArgumentParser) -> None:

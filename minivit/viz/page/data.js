@@ -108,6 +108,11 @@ class Attention {
         out[m] = fusion === "mean" ? out[m] + one[m] / about.heads : Math.max(out[m], one[m]);
       }
     }
+    if (fusion === "mean" && about.packing.kind === "maps") {
+      // Behind the heads: the mean, where that of the packed heads is not as exact as a head.
+      this.head(block, about.heads, query, one);
+      for (let m = 0; m < TOKENS; m++) if (one[m] > 0) out[m] = one[m];
+    }
     return out;
   }
 }

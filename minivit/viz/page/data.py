@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import ctypes
-import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -59,7 +58,8 @@ def page_data(
     if maps == "cls" and not layout.prefix:
         raise UsageError("maps 'cls' keeps the attention of prefix tokens, and this model has none; use maps 'all'")
     queries = layout.count if maps == "all" else layout.prefix
-    as_maps = queries * layout.count <= 2 * (queries + layout.count) * config.head_dim
+    smaller = queries * layout.count <= 2 * (queries + layout.count) * config.head_dim
+    as_maps = smaller or bool(exploration.trace.allowed)  # queries and keys know nothing of a knock-out
     blocks, more = _maps(exploration, queries) if as_maps else _queries_and_keys(exploration, queries)
     tensors = {**_tensors(exploration), **more}
     left, upper, right, lower = box or (0, 0, photo.width, photo.height)
@@ -131,37 +131,52 @@ def _tensors(exploration: Exploration) -> dict[str, Tensor]:
 
 
 def _maps(exploration: Exploration, queries: int) -> tuple[Iterator[bytes], dict[str, Tensor]]:
-    """Return the attention of every block, (A, queries, N), as bytes of logarithms."""
+    """Return the attention of every block as bytes of logarithms, (A + 1, queries, N): the heads, then their mean.
+
+    The mean of the packed heads misses what is too small in each of them. The last plane has the byte of the mean where
+    the packed heads do not give it within the error of a head, and else 0, which takes no room.
+    """
 
     def pack(probs_BANM: Tensor) -> bytes:
-        codes = (255 + STEPS * probs_BANM[0, :, :queries].cpu().double().log2()).round().clamp(0, 255)
-        return _bytes(codes.to(torch.uint8))
+        heads_ANM = probs_BANM[0, :, :queries].cpu().double()
+        codes_ANM, mean_NM = _codes(heads_ANM), heads_ANM.mean(dim=0)
+        packed_NM = torch.where(codes_ANM > 0, 2 ** ((codes_ANM - 255) / STEPS), 0).mean(dim=0)
+        wrong_NM = (packed_NM - mean_NM).abs() > 0.99 * (2 ** (0.5 / STEPS) - 1) * mean_NM
+        planes = torch.cat([codes_ANM, torch.where(wrong_NM, _codes(mean_NM), 0)[None]])
+        return _bytes(planes.to(torch.uint8))
 
     return (pack(probs_BANM) for probs_BANM in exploration.trace.attention), {}
+
+
+def _codes(probs: Tensor) -> Tensor:
+    """Return probabilities as the bytes of their logarithms."""
+    return (255 + STEPS * probs.log2()).round().clamp(0, 255)
 
 
 def _queries_and_keys(exploration: Exploration, queries: int) -> tuple[Iterator[bytes], dict[str, Tensor]]:
     """Return q (A, queries, K) and k (A, N, K) of every block as two planes of bytes, low and high, and the scales.
 
-    `factor` (depth, A) turns the product of a packed query and key into a score. `error` bounds the relative error
-    of every probability: if no score is off by more than e, no probability is by more than exp(2 e) - 1.
+    `factor` (depth, A) turns the product of a packed query and key into a score. `error` is the largest relative error
+    of a probability, measured on all of them; a mean of heads is off by no more.
     """
-    trace, factors, bounds, blocks = exploration.trace, [], [], []
+    trace, factors, errors, blocks = exploration.trace, [], [], []
     for i in range(exploration.config.depth):
-        sides, steps = [], []
+        exact, sides, steps = [], [], []
         for x_ANK in (trace[f"blocks.{i}.q"][0, :, :queries], trace[f"blocks.{i}.k"][0]):
             x_ANK = x_ANK.double().cpu()
             step_A11 = x_ANK.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-30) / LEVELS
+            exact.append(x_ANK)
             sides.append((x_ANK / step_A11).round())
             steps.append(step_A11)
-        (q_ANK, k_ANK), (q_step, k_step), scale = sides, steps, trace.scales[i]
-        norm_q, norm_k = ((x.abs().sum(dim=-1) + x.shape[-1] / 2).amax(dim=-1) for x in (q_ANK, k_ANK))
-        factors.append((q_step * k_step)[:, 0, 0] * scale)
-        # |q k - q' k'| <= |q - q'| |k| + |q'| |k - k'|, each difference at most half a step
-        bounds.append(factors[-1] * (norm_q + norm_k) / 2)
+        (q_ANK, k_ANK), scale = sides, trace.scales[i]
+        factors.append((steps[0] * steps[1])[:, 0, 0] * scale)
+        packed_ANM = q_ANK @ k_ANK.mT * factors[-1].float().double()[:, None, None]  # the page has float32 factors
+        apart_ANM = packed_ANM.log_softmax(dim=-1) - (exact[0] @ exact[1].mT * scale).log_softmax(dim=-1)
+        errors.append(apart_ANM.abs().max().expm1())
         whole = torch.cat([q_ANK.flatten(), k_ANK.flatten()]).to(torch.int16).view(torch.uint8)
         blocks.append(_bytes(whole.view(-1, 2).T))
-    error = math.expm1(2 * float(torch.stack(bounds).max()))
+    # The trace's own float32 probabilities differ from exact ones by rounding.
+    error = float(torch.stack(errors).max()) * 1.01 + 1e-5
     return iter(blocks), {"factor": torch.stack(factors).float(), "error": torch.tensor(error)}
 
 

@@ -39,7 +39,8 @@ def explorer(
 
     Attention is packed in the smaller of two ways. As maps: a byte for each probability, sixteen steps for every
     factor of two, so that it is off by at most 2.2%, and what is below 0.0000163 is 0. As queries and keys of
-    14 bits, from which the browser computes the rows: a bound of the relative error is computed and shown in the page.
+    14 bits, from which the browser computes the rows: the largest relative error is measured and shown in the page.
+    The mean of the heads is within the same bound; as maps, bytes behind the heads correct it.
     All other numbers are float32. The image becomes a JPEG of at most 960 pixels, the model's input a PNG.
 
     Args:
