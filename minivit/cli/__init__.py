@@ -11,7 +11,7 @@ from minivit.cli import bench
 from minivit.cli.checkpoints import convert, diff, info, models, verify
 from minivit.cli.look import ablate, attention, attribute, explore, faithfulness, heads, lens, preprocess, trace
 from minivit.cli.predict import classify, embed, similar
-from minivit.cli.shared.command import Command
+from minivit.cli.shared.command import Command, Parser, list_verbs
 from minivit.cli.shared.console import say
 from minivit.cli.shared.writers import open_closed_streams, silence_stdout
 from minivit.cli.training import evaluate, train
@@ -33,14 +33,15 @@ EXIT_CODES = """exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="minivit",
         description="A Vision Transformer written by hand that loads the published weights exactly.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"minivit {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.set_defaults(run=list_verbs, parser=parser)  # without a command, the list of commands
+    commands = parser.add_subparsers(metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
     args = parser.parse_args(argv)

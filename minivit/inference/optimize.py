@@ -268,7 +268,7 @@ class FastViT(ViT):
         self.tokens_at_once = TOKENS_AT_ONCE
         self.step: Callable[[Tensor, bool, bool], Tensor] = self._pass
 
-    def forward(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
+    def forward(self, pixels_BCHW: Tensor, resample: bool = False) -> Tensor:
         """As the model: pixels (B, C, H, W) -> logits_BL; without a head, pooled_BD or its projection."""
         return self._in_passes(pixels_BCHW, resample, answer=True)
 

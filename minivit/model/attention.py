@@ -138,7 +138,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         width = x.shape[-1]
-        query_B1D = F.linear(self.latent, self.qkv.weight[:width], self.qkv.bias[:width]).expand(x.shape[0], -1, -1)
+        query_B1D = F.linear(self.latent, self.qkv.weight[:width], self.qkv.bias[:width]).expand_as(x[:, :1])
         kv = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
         # (B, 1, D) -> (B, 1, A, K) -> (B, A, 1, K)
         q = query_B1D.unflatten(-1, (self.heads, -1)).transpose(1, 2)

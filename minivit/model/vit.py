@@ -81,9 +81,10 @@ class ViT(nn.Module):
             f"classes {config.classes}, {sum(p.numel() for p in self.parameters()):,} parameters"
         )
 
-    def forward(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
+    def forward(self, pixels_BCHW: Tensor, resample: bool = False) -> Tensor:
         """Return logits_BL from pixels (B, C, H, W) in the dtype of the weights; without a head, as `answer`.
 
+        `resample` may be positional, because the exporter to ONNX by TorchScript passes it so.
         Arguments and errors as `embed`.
         """
         tokens_BND = self.features(pixels_BCHW, resample=resample)
@@ -124,7 +125,7 @@ class ViT(nn.Module):
         layout = self.layout_of(pixels_BCHW, resample=resample)
         patches_BPD = self.patch_embed(pixels_BCHW)
         prefix = [token for token in (self.cls_token, self.dist_token, self.reg_tokens) if token is not None]
-        x = torch.cat([*(token.expand(patches_BPD.shape[0], -1, -1) for token in prefix), patches_BPD], dim=1)
+        x = torch.cat([*(token.expand(pixels_BCHW.shape[0], -1, -1) for token in prefix), patches_BPD], dim=1)
         return self.norm_pre(x if self.pos_embed is None else x + self.positions(layout))
 
     def pool(self, tokens_BND: Tensor, pooling: str | None = None) -> Tensor:

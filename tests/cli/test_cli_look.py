@@ -69,7 +69,7 @@ def test_every_method_writes_the_map_of_the_library(method, look, folder, photo,
     answer = METHODS[method](model, pixels, trace)[0]
     out = tmp_path / "map.npy"
     code, text, talk = look("attention", photo, "--method", method, *options, "-o", str(out))
-    assert (code, text, talk) == (0, "", "")
+    assert (code, text, talk) == (0, "", f"minivit: wrote {out}\n")
     written = numpy.load(out)
     assert written.dtype == numpy.float32
     assert written.shape == ((3, 5, 3) if method == "pca" else (3, 5))
@@ -204,7 +204,7 @@ def test_classes_go_by_name(hf_checkpoint, photo, tmp_path, capsys):
     best = title()
     said = capsys.readouterr().err
     assert said.startswith("minivit: class: ")
-    assert said.strip().removeprefix("minivit: class: ") in best
+    assert said.splitlines()[0].removeprefix("minivit: class: ") in best
 
 
 class Terminal(io.StringIO):
@@ -263,7 +263,7 @@ def test_trace_prints_the_table_and_writes_the_tensors(look, folder, photo, tmp_
     out = tmp_path / "t.safetensors"
     code, text, talk = look("trace", photo, "--keep", "blocks.*.attn.probs[cls]", "--keep", "logits", "-o", str(out))
     assert code == 0
-    assert talk == ""
+    assert talk == f"minivit: wrote {out}\n"
     model, pixels = expected(folder, photo)
     trace = minivit.trace(model, pixels, keep=["blocks.*.attn.probs[cls]", "logits"])
     assert text == f"{trace}\n"

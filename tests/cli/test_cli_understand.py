@@ -149,7 +149,7 @@ def test_ablate_scans(look, photo, what, tmp_path):
     out = tmp_path / "scan.png"
     options = ["--scan", what, "--how", "mean", "--class", "1", "-b", "4", "-o", str(out)]
     code, text, talk, model = look("ablate", photo, *options, "--json", family="dinov2-giant")
-    assert (code, talk) == (0, "")
+    assert (code, talk) == (0, f"minivit: wrote {out}\n")
     record = json.loads(text)
     pixels = pixels_of(photo)
     with torch.no_grad():
@@ -225,7 +225,7 @@ def test_heads_of_a_folder(look, photo, tmp_path):
     code, text, talk, model = look(
         "heads", str(folder), "-b", "2", "-o", str(table), "-o", str(picture), family="dinov2-giant"
     )
-    assert (code, talk) == (0, "")
+    assert (code, talk) == (0, f"minivit: wrote {table}\nminivit: wrote {picture}\n")
     pixels = torch.cat([pixels_of(folder / name) for name in ("a.png", "b.png", "c.png")])
     expected = study.head_statistics(model, pixels)
     with table.open(newline="") as file:

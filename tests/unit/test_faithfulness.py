@@ -32,7 +32,7 @@ class OnePatchCounts(ViT):
         super().__init__(ViTConfig(image_size=(8, 12), patch_size=4, width=4, depth=1, heads=1, mlp_width=4, classes=2))
         self.row, self.column = patch
 
-    def forward(self, pixels_BCHW: Tensor, *, resample: bool = False) -> Tensor:
+    def forward(self, pixels_BCHW: Tensor, resample: bool = False) -> Tensor:
         rows, columns = slice(4 * self.row, 4 * self.row + 4), slice(4 * self.column, 4 * self.column + 4)
         p = pixels_BCHW[:, :, rows, columns].mean(dim=(1, 2, 3)).clamp(1e-6, 1 - 1e-6)
         return torch.stack([p.log(), (1 - p).log()], dim=1)

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from minivit.cli.shared.command import HUB, JSON, command, option
+from minivit.cli.shared.command import HUB, JSON, THREADS, command, option
 from minivit.cli.shared.console import printable, say, table
 from minivit.cli.shared.files import read_image, say_notes
 from minivit.cli.shared.models import go_offline
@@ -44,6 +44,7 @@ DTYPES = ("float64", "float32")
         ),
         JSON,
         HUB,
+        THREADS,
     ],
 )
 def run(args: argparse.Namespace) -> int:

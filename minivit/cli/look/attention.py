@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.command import A_CLASS, IMAGE_SIZE, LABELS, ONE_IMAGE, RUN, command, option, output
-from minivit.cli.shared.console import fraction, positive, printable, whole
+from minivit.cli.shared.console import fraction, passes, positive, printable, whole
 from minivit.cli.shared.drawing import add_map_options
 from minivit.cli.shared.files import show, writing
 from minivit.cli.shared.image import OneImage, label_of, one_image, pick_class
@@ -104,7 +104,9 @@ def run(args: argparse.Namespace) -> int:
     scale = settings.pop("scale", "each")
     if "class" in METHODS[args.method].takes:
         settings["target"] = pick_class(one.model, one.pixels_BCHW, asked)
-    maps, score = study.maps.compute(one.model, one.pixels_BCHW, args.method, **settings), None
+    score = None
+    with passes(one.model):
+        maps = study.maps.compute(one.model, one.pixels_BCHW, args.method, **settings)
     if args.score:
         target = maps.target
         if target is None and (asked is not None or one.model.config.classes):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.command import IMAGE_SIZE, JSON, RUN, chart_output, command, option
-from minivit.cli.shared.console import positive, printable, say, table, whole
+from minivit.cli.shared.console import passes, positive, printable, say, table, whole
 from minivit.cli.shared.drawing import add_map_options
 from minivit.cli.shared.files import pixels_for, read_image, say_notes, writing
 from minivit.cli.shared.image import label_of, shown_class
@@ -100,18 +100,19 @@ def run(args: argparse.Namespace) -> int:
         say(f"{printable(args.image)}: no image in it can be read")
         return 3
     asked = getattr(args, "class")
-    found = study.faithfulness(
-        model,
-        images.pixels,
-        methods=args.methods,
-        target=None if asked is None else find_class(model, asked),
-        box=images.box,
-        replacement=args.replacement,
-        steps=args.steps,
-        random=args.random,
-        seed=args.seed,
-        batch_size=args.batch_size,
-    )
+    with passes(model):
+        found = study.faithfulness(
+            model,
+            images.pixels,
+            methods=args.methods,
+            target=None if asked is None else find_class(model, asked),
+            box=images.box,
+            replacement=args.replacement,
+            steps=args.steps,
+            random=args.random,
+            seed=args.seed,
+            batch_size=args.batch_size,
+        )
     for name, reason in found.left_out.items():
         say(f"{name} left out: {reason}")
     report = record(model, images, found, args.box)

@@ -7,7 +7,7 @@ import json
 import sys
 from io import BytesIO
 
-from minivit.cli.shared.command import JSON, command, option
+from minivit.cli.shared.command import JSON, THREADS, command, option
 from minivit.cli.shared.console import positive, printable, say
 from minivit.cli.shared.models import go_offline, pick_device
 from minivit.cli.shared.writers import Output
@@ -32,6 +32,7 @@ from minivit.errors import ImageError, UsageError
         option("--family", metavar="FAMILY", help="the family of a weights file without config.json"),
         option("--offline", action="store_true", help="never use the network (as HF_HUB_OFFLINE=1)"),
         option("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:N or mps"),
+        THREADS,
     ],
 )
 def run(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.command import ICC, Options, option
-from minivit.cli.shared.console import positive, say, seconds
+from minivit.cli.shared.console import positive, printable, say, seconds
 from minivit.cli.shared.inputs import Found, count_inputs, find_inputs
 from minivit.errors import UsageError
 
@@ -120,6 +120,8 @@ def run_local(
         if args.out and "run" in constant:
             say(f"{args.out}: {total} images so far; --resume continues")
         raise
+    if args.out:
+        say(f"wrote {printable(args.out)}")
     return 3 if summary.failed else 0
 
 

@@ -10,13 +10,15 @@ A command file fills in one `command`:
 from __future__ import annotations
 
 import argparse
+import difflib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from minivit.cli.shared.console import positive
-from minivit.cli.shared.models import add_hub_options, add_label_options, add_model_option, add_run_options
+from minivit.cli.shared.models import add_hub_options, add_label_options, add_model_option, add_run_options, add_threads_option, threads_limited
 from minivit.cli.shared.sizes import image_size
 from minivit.errors import UsageError
 
@@ -42,7 +44,7 @@ class Command:
         parser = commands.add_parser(self.name, **texts)
         for add in self.options:
             add(parser)
-        parser.set_defaults(run=self)
+        parser.set_defaults(run=self, parser=parser)
 
     def __call__(self, args: argparse.Namespace) -> int:
         """Check the output files, run the command and return its exit code, before anything else is loaded.
@@ -59,7 +61,42 @@ class Command:
                 from minivit.viz.style import require_matplotlib
 
                 require_matplotlib()
-        return self.function(args)
+        if not getattr(args, "limits_threads", False):
+            return self.function(args)
+        with threads_limited(args.threads):
+            return self.function(args)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose error names the nearest option or command, and the usage of the command that was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage of this command, the error and what was probably meant; exit with code 2."""
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As of argparse, but an unknown option is an error of the command it was given to."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = getattr(found, "parser", self)
+            wrong = [f"no option {word}" + parser.nearest(word) for word in unknown if word.startswith("-")]
+            parser.error("; ".join(wrong) or f"more arguments than it takes: {' '.join(unknown)}")
+        return found
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As of argparse; a misspelt command names the nearest one."""
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            close = difflib.get_close_matches(str(value), list(action.choices), n=1)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            raise argparse.ArgumentError(None, f"invalid choice: {value!r}{hint} There are {', '.join(action.choices)}")
+        super()._check_value(action, value)
+
+    def nearest(self, word: str) -> str:
+        """Return the option that was probably meant, as the end of a message; empty where none is near."""
+        name = word.partition("=")[0]
+        close = difflib.get_close_matches(name, list(self._option_string_actions), n=1)
+        return f"; did you mean {close[0]}?" if name.startswith("-") and close else ""
 
 
 def command(name: str, **fields: Any) -> Callable[[Callable[[argparse.Namespace], int]], Command]:
@@ -71,11 +108,17 @@ def group(name: str, help: str, description: str, commands: Sequence[Command]) -
     """Return a command that only holds others, such as `minivit bench`."""
 
     def add_commands(parser: argparse.ArgumentParser) -> None:
-        verbs = parser.add_subparsers(metavar="VERB", required=True)
+        verbs = parser.add_subparsers(metavar="VERB")
         for one in commands:
             one.add_parser(verbs)
 
-    return Command(name=name, help=help, description=description, options=[add_commands], function=lambda args: 2)
+    return Command(name=name, help=help, description=description, options=[add_commands], function=list_verbs)
+
+
+def list_verbs(args: argparse.Namespace) -> int:
+    """Print the help of a group that was typed without one of its commands; return the exit code of wrong usage."""
+    args.parser.print_help(sys.stderr)
+    return 2
 
 
 def option(*names: str, **settings: Any) -> Options:
@@ -145,6 +188,7 @@ IMAGE_SIZE = option(
 MODEL_ARGUMENT = option("model", metavar="MODEL", help="hub id, folder or weights file")
 HUB: Options = add_hub_options  # --revision, --family, --offline
 LOAD: tuple[Options, ...] = (add_model_option, add_hub_options)  # --model and what belongs to it
+THREADS: Options = add_threads_option
 RUN: tuple[Options, ...] = (*LOAD, add_run_options)  # and --device and --dtype
 
 

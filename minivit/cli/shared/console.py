@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -50,6 +51,22 @@ def counter(unit: str) -> Callable[[int, int], None] | None:
         print(f"\r{done}/{total} {unit}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     return report
+
+
+@contextmanager
+def passes(model: Any) -> Iterator[None]:
+    """Count the forward passes of a model, and of copies made meanwhile, on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit=" passes", dynamic_ncols=True, leave=False, delay=1) as bar:
+        handle = model.patch_embed.register_forward_hook(lambda module, args, output: bar.update() and None)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def positive(text: str) -> int:

@@ -50,12 +50,14 @@ def pixels_for(model: ImageModel, image: Image.Image) -> tuple[Tensor, ImageSpec
 
 
 @contextmanager
-def writing(path: str) -> Iterator[None]:
-    """Raise UsageError for a file that cannot be written."""
+def writing(path: str, *, quiet: bool = False) -> Iterator[None]:
+    """Name the file on stderr once it is written, unless `quiet`; raise UsageError for one that cannot be written."""
     try:
         yield
     except OSError as error:
         raise UsageError(f"-o {path}: cannot be written ({error.strerror or error})") from None
+    if not quiet:
+        say(f"wrote {printable(path)}")
 
 
 def check_suffix(path: str | None, *suffixes: str) -> None:

@@ -15,7 +15,7 @@ from dataclasses import Field, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.command import HUB, command, option
+from minivit.cli.shared.command import HUB, THREADS, command, option
 from minivit.cli.shared.console import positive, say
 from minivit.cli.shared.models import go_offline, pick_device, vit_of
 from minivit.errors import UsageError
@@ -81,6 +81,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         option("--val", metavar="DATA", help="images to evaluate the final weights on"),
         option("--workers", type=int, default=1, metavar="N", help="processes that read images ahead (1)"),
         option("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:N or mps"),
+        THREADS,
         add_model_options,
         add_recipe_options,
         HUB,
