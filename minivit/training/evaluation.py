@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,19 +130,42 @@ def match_classes(images: LabelledImages, labels: Mapping[int, str] | None, outp
     names, the number of folders must equal the number of outputs.
 
     Raises:
-        UsageError: folders that match no label.
+        UsageError: folders that match no label, or several, or the same one.
     """
     if labels is None:
         if len(images.classes) != outputs:
             raise UsageError(f"{images.source}: {len(images.classes)} class folders for {outputs} unnamed outputs")
         return list(range(outputs))
-    output_of = {_plain(name): index for index, label in labels.items() for name in [label, *label.split(",")]}
-    unknown = [name for name in images.classes if _plain(name) not in output_of]
+    # A folder is the exact label, else a label after folding, else one of its comma-separated names.
+    levels: tuple[dict[str, set[int]], ...] = ({}, {}, {})
+    for index, label in labels.items():
+        for names, forms in zip(levels, ([label], [_plain(label)], map(_plain, label.split(","))), strict=True):
+            for form in forms:
+                names.setdefault(form, set()).add(index)
+    found: dict[str, int] = {}
+    for name in images.classes:
+        matches = next(
+            (hit for names, form in zip(levels, _forms(name), strict=True) if (hit := names.get(form))), set()
+        )
+        if len(matches) > 1:
+            some = ", ".join(f"{labels[index]} ({index})" for index in sorted(matches)[:4])
+            raise UsageError(f"{images.source}: class folder {name} matches several labels of the model: {some}")
+        for index in matches:
+            found[name] = index
+    unknown = [name for name in images.classes if name not in found]
     if unknown:
         listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
         known = ", ".join(list(labels.values())[:5]) + (" ..." if len(labels) > 5 else "")
         raise UsageError(f"{images.source}: class folders that are no labels of the model: {listed} (labels: {known})")
-    return [output_of[_plain(name)] for name in images.classes]
+    folded = Counter((_plain(name), found[name]) for name in images.classes)
+    same = [name for name in images.classes if folded[_plain(name), found[name]] > 1]
+    if same:
+        raise UsageError(f"{images.source}: class folders of one label of the model: {', '.join(same[:4])}; merge them")
+    return [found[name] for name in images.classes]
+
+
+def _forms(name: str) -> tuple[str, str, str]:
+    return name, _plain(name), _plain(name)
 
 
 def _plain(name: str) -> str:

@@ -113,6 +113,13 @@ def test_another_format_is_named(name: str) -> None:
     assert name in str(error)
 
 
+@pytest.mark.parametrize("length", range(1, 20))
+def test_a_file_of_a_few_bytes(length: int) -> None:
+    """Plugins of Pillow that read numbers at the head of a file fail on it."""
+    for byte in (b"I", b"\0", b"\xff"):
+        assert refused(byte * length).code in ("not_an_image", "damaged", "truncated", "unsupported")
+
+
 @pytest.mark.skipif("HEIF" in FORMATS, reason="pillow-heif is installed and reads HEIC")
 def test_heic_says_what_to_install() -> None:
     error = refused(b"\0\0\0\x18ftypheic" + b"\0" * 200)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import glob
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from minivit.cli.shared.console import printable, say
 from minivit.errors import ImageError, UsageError
@@ -51,7 +53,9 @@ def find_inputs(args: argparse.Namespace, *, quiet: bool = False) -> Iterator[Fo
     yield from find_images(args.images, recursive=args.recursive, quiet=quiet)
     if args.from_file is not None:
         with _open_list(args.from_file) as file:
-            for line in _lines(file, b"\0" if args.null else b"\n"):
+            for number, line in enumerate(_lines(file, b"\0" if args.null else b"\n")):
+                if number == 0:
+                    line = _without_mark(line, args.from_file)
                 path = os.fsdecode(line if args.null else line.removesuffix(b"\r"))
                 if path:
                     yield path, path
@@ -65,23 +69,25 @@ def count_inputs(args: argparse.Namespace) -> int | None:
 def find_images(arguments: Iterable[str], *, recursive: bool, quiet: bool = False) -> Iterator[Found]:
     """Yield (name, image) for every image that the arguments name, in order; folders in natural order (2 before 10).
 
-    A file that is named is tried whatever its suffix; of a folder, those with an image's suffix. A pattern is expanded
-    to files when no file has that very name. A name that matches nothing is passed on and becomes an error record, and
-    so does a folder that cannot be listed. "-" is one image on standard input. Only the names of one folder are in
-    memory.
+    A file that is named is tried whatever its suffix; of a folder, those with an image's suffix. What a folder has
+    beside them (images that are not read, hidden ones, links to folders) is said once, at its end. A pattern is
+    expanded to files when no file has that very name. A name that matches nothing is passed on and becomes an error
+    record, and so does a folder that cannot be listed. "-" is one image on standard input. Only the names of one
+    folder are in memory.
     """
-    from minivit.images.decode import IMAGE_SUFFIXES
-
     for argument in arguments:
         if argument == "-":
             yield "-", BytesIO(b"" if quiet else b"".join(_blocks(_standard_input())))
         elif os.path.isdir(argument):
-            found = 0
-            for found, path in enumerate(_walk(argument, recursive, IMAGE_SUFFIXES), start=1):  # noqa: B007
+            found, passed = 0, _Passed()
+            for found, path in enumerate(_walk(argument, recursive, passed), start=1):  # noqa: B007
                 yield path
-            if not found and not quiet:
-                hint = "" if recursive else "; --recursive looks into its folders"
-                say(f"{printable(argument)}: no images in this folder{hint}")
+            if not quiet:
+                if not found:
+                    hint = "" if recursive else "; --recursive looks into its folders"
+                    say(f"{printable(argument)}: no images in this folder{hint}")
+                for line in passed.lines():
+                    say(f"{printable(argument)}: {line}")
         elif not os.path.exists(argument) and glob.has_magic(argument):
             files = (path for path in _expand(argument) if not os.path.isdir(path))
             yield from ((path, path) for path in sorted(files, key=natural) or [argument])
@@ -113,17 +119,56 @@ def natural(name: str) -> tuple[str, str]:
     return re.sub("[0-9]+", number, name), name
 
 
-def _walk(folder: str, recursive: bool, suffixes: frozenset[str]) -> Iterator[Found]:
-    """The images of a folder, then those of its folders; links to folders are not followed."""
+@dataclass
+class _Passed:
+    """What a walk passes over that may be an image, counted."""
+
+    hidden: int = 0  # files whose name begins with a dot: AppleDouble files, thumbnails
+    hidden_folders: int = 0
+    links: int = 0  # to folders
+    unread: dict[str, list[Any]] = field(default_factory=dict)  # suffix -> [number, name of the first]
+
+    def lines(self) -> Iterator[str]:
+        """Yield what was passed over, in words."""
+        from minivit.images.formats import UNREAD_SUFFIXES
+
+        for suffix, (number, first) in sorted(self.unread.items()):
+            files = f"{number} {suffix} {'file' if number == 1 else 'files'} not read, such as {printable(first)}"
+            yield f"{files}: {UNREAD_SUFFIXES[suffix]}"
+        counts = (
+            (self.hidden, "hidden image file"),
+            (self.hidden_folders, "hidden folder"),
+            (self.links, "link to a folder"),
+        )
+        some = [f"{number} {what if number == 1 else _plural(what)}" for number, what in counts if number]
+        if some:
+            yield f"skipped {', '.join(some)}"
+
+
+def _plural(what: str) -> str:
+    return what.replace("link ", "links ").replace("a folder", "folders") if "link" in what else f"{what}s"
+
+
+def _walk(folder: str, recursive: bool, passed: _Passed) -> Iterator[Found]:
+    """The images of a folder, then those of its folders; hidden names and links to folders are passed over."""
+    from minivit.images.formats import IMAGE_SUFFIXES, UNREAD_SUFFIXES
+
     files, folders = [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
+                suffix, hidden = os.path.splitext(entry.name)[1].lower(), entry.name.startswith(".")
                 if _is_folder(entry):
-                    if recursive and not entry.is_symlink():
+                    passed.hidden_folders += recursive and hidden
+                    passed.links += recursive and not hidden and entry.is_symlink()
+                    if recursive and not hidden and not entry.is_symlink():
                         folders.append(entry.name)
-                elif os.path.splitext(entry.name)[1].lower() in suffixes:
+                elif hidden:
+                    passed.hidden += suffix in IMAGE_SUFFIXES or suffix in UNREAD_SUFFIXES
+                elif suffix in IMAGE_SUFFIXES:
                     files.append(entry.name)
+                elif suffix in UNREAD_SUFFIXES:
+                    passed.unread.setdefault(suffix, [0, entry.name])[0] += 1
     except OSError as error:
         code = "no_permission" if isinstance(error, PermissionError) else "unreadable"
         yield folder, ImageError(code, f"{folder}: the folder cannot be listed ({error.strerror})")
@@ -132,7 +177,7 @@ def _walk(folder: str, recursive: bool, suffixes: frozenset[str]) -> Iterator[Fo
     yield from ((path, path) for path in (os.path.join(folder, name) for name in files))
     del files
     for name in sorted(folders, key=natural):
-        yield from _walk(os.path.join(folder, name), recursive, suffixes)
+        yield from _walk(os.path.join(folder, name), recursive, passed)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -149,6 +194,13 @@ def _open_list(name: str) -> IO[bytes]:
         return open(name, "rb", buffering=0)
     except OSError as error:
         raise UsageError(f"--from-file {name}: cannot be read ({error.strerror})") from None
+
+
+def _without_mark(line: bytes, name: str) -> bytes:
+    """Return the first line of a list without the byte order mark of UTF-8; raises UsageError for UTF-16."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UsageError(f"--from-file {name}: written in UTF-16; save it as UTF-8")
+    return line.removeprefix(codecs.BOM_UTF8)
 
 
 def _standard_input() -> IO[bytes]:

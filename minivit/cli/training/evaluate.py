@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minivit.cli.shared.command import HUB, JSON, MODEL_ARGUMENT, batch_size, command, option
-from minivit.cli.shared.console import printable
+from minivit.cli.shared.console import printable, say
 from minivit.cli.shared.models import add_run_options, load_image_model
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         require_matplotlib()
     images = find_images(args.data)
+    for line in images.skipped:
+        say(f"{printable(args.data)}: {printable(line)}")
     model = load_image_model(args)
 
     def report(done: int) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.command import HUB, THREADS, command, option
-from minivit.cli.shared.console import positive, say
+from minivit.cli.shared.console import positive, printable, say
 from minivit.cli.shared.models import go_offline, pick_device, vit_of
 from minivit.errors import UsageError
 from minivit.training.recipe import Augmentation, Recipe
@@ -99,6 +99,9 @@ def run(args: argparse.Namespace) -> int:
         go_offline()
     images = find_images(args.data)
     held_out = find_images(args.val) if args.val else None
+    for source, found in ((args.data, images), (args.val, held_out)):
+        for line in found.skipped if found else ():
+            say(f"{printable(source)}: {printable(line)}")
     recipe, out = recipe_of(args), Path(args.out)
     with process_group(pick_device(args.device)) as (device, first), sigint() as interrupted:
         drawn = can_draw(first)
