@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.console import say
 from minivit.errors import ModelUnavailableError, UsageError
@@ -40,6 +40,16 @@ def add_hub_options(parser: argparse.ArgumentParser) -> None:
         metavar="FAMILY",
         help="what a weights file without config.json is: torchvision/MODEL, timm/MODEL, facebook or jax",
     )
+    parser.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter (PEFT) that is merged into the weights")
+    heads: dict[str, Any] = {"dest": "file_heads", "type": int, "metavar": "N"}
+    heads["help"] = "attention heads per block, for files of --family facebook that do not state them"
+    try:
+        parser.add_argument("--heads", **heads)
+    except argparse.ArgumentError:  # a command with heads of its own
+        parser.add_argument("--file-heads", **heads)
+    parser.add_argument(
+        "--prefix", metavar="TEXT", help="what stands before the names of the tensors in a training file: 'model.'"
+    )
     parser.add_argument("--offline", action="store_true", help="never use the network (as HF_HUB_OFFLINE=1)")
 
 
@@ -47,6 +57,23 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """--device and --dtype, for commands that run the model."""
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of weights and arithmetic")
+
+
+def checkpoint_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `weights.load` that say how a checkpoint is read."""
+    names = ("revision", "family", "adapter", "prefix")
+    return {**{name: getattr(args, name) for name in names}, "heads": args.file_heads}
+
+
+def family_only(args: argparse.Namespace, command: str) -> None:
+    """Refuse the options of a checkpoint that a command does not honour.
+
+    Raises:
+        UsageError: --adapter, --heads or --prefix.
+    """
+    for name in ("adapter", "file_heads", "prefix"):
+        if getattr(args, name):
+            raise UsageError(f"{command} reads no --{name}; write the checkpoint with it first: minivit convert")
 
 
 def go_offline() -> None:
@@ -74,9 +101,10 @@ def _load(args: argparse.Namespace) -> Model:
     device = pick_device(args.device)
     dtype = getattr(torch, args.dtype)
     if args.model != "auto":
-        return load(args.model, revision=args.revision, family=args.family, dtype=dtype, device=device)
-    if args.family:
-        raise UsageError(f"--family {args.family} belongs to a file; name the file with --model")
+        return load(args.model, **checkpoint_of(args), dtype=dtype, device=device)
+    for name in ("family", "adapter", "file_heads", "prefix"):
+        if getattr(args, name):
+            raise UsageError(f"--{name} {getattr(args, name)} belongs to a file; name the file with --model")
     try:
         return load(DEFAULT_MODEL, revision=args.revision, dtype=dtype, device=device)
     except ModelUnavailableError as error:
