@@ -54,8 +54,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
+    "relu": F.relu,
 }
 _FUSED = {"none": ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
+_FUSED["relu"] = ("relu", "")
 
 
 class PlainLinear:
@@ -189,6 +191,8 @@ def _activation_of(act: nn.Module) -> tuple[str, float]:
         return "silu", 1.702
     if isinstance(act, nn.GELU):
         return ("gelu" if act.approximate == "none" else "gelu_tanh"), 1.0
+    if isinstance(act, nn.ReLU):
+        return "relu", 1.0
     assert isinstance(act, nn.SiLU)
     return "silu", 1.0
 

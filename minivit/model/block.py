@@ -19,7 +19,7 @@ class QuickGELU(nn.Module):
 def activation(name: str) -> nn.Module:
     """Return the module for a name in config.ACTIVATIONS."""
     exact, tanh = nn.GELU(), nn.GELU(approximate="tanh")
-    return {"gelu": exact, "gelu_tanh": tanh, "quick_gelu": QuickGELU(), "silu": nn.SiLU()}[name]
+    return {"gelu": exact, "gelu_tanh": tanh, "quick_gelu": QuickGELU(), "silu": nn.SiLU(), "relu": nn.ReLU()}[name]
 
 
 class MLP(nn.Module):

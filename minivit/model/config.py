@@ -10,7 +10,7 @@ from minivit.errors import ShapeError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu")
 MLPS = ("plain", "swiglu")
 POSITIONS = ("learned", "learned_all", "learned_patches", "rope")
 POSITION_RESAMPLINGS = ("hf", "dinov2", "timm", "dino", "torchvision", "npz", "jax")  # see embed.resample_positions

@@ -13,13 +13,18 @@ from torch import Tensor
 
 from minivit.errors import CheckpointError, UsageError
 
+SETTINGS = "tokenizer_config.json"
+LOWERED = ("Siglip2Tokenizer",)  # classes of transformers that put texts in lower case, whatever tokenizer.json says
+PADDED_LEFT = {"Siglip2Tokenizer": "left", "GemmaTokenizer": "left"}  # where tokenizer_config.json has no padding_side
+
 
 class Tokenizer:
     """Texts -> ids_BT, equal to transformers' tokenizer of the same files.
 
     A text gets start and end tokens if the tokenizer has them. It is truncated to the context, and the end token is
-    kept. It is padded to the longest text, or with `pad_to_context` to the context. tokenizer_config.json beside
-    tokenizer.json names the padding token; without that file it is the token that ends a text.
+    kept. It is padded to the longest text, or with `pad_to_context` to the context. tokenizer_config.json and
+    special_tokens_map.json beside tokenizer.json name the sides and the padding token; without them padding is on the
+    right, with the token that ends a text.
 
     Args:
         path: tokenizer.json.
@@ -65,23 +70,45 @@ class Tokenizer:
                 f"{self.path}: has ids up to {highest}; the model's vocabulary has 0 to {self.vocabulary - 1}"
             )
         tokenizer.no_padding()
-        tokenizer.enable_truncation(self.context)
-        pad = self._pad(tokenizer)
+        settings = self._settings()
+        kind = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
+        if kind in LOWERED:
+            from tokenizers import normalizers
+
+            rest = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
+        usual = {"padding_side": PADDED_LEFT.get(kind, "right"), "truncation_side": "right"}
+        pads, cuts = (settings.get(key) or side for key, side in usual.items())
+        for key, side in (("padding_side", pads), ("truncation_side", cuts)):
+            if side not in ("left", "right"):
+                raise CheckpointError(f"{self.path.parent / SETTINGS}: {key} is {side!r}; it must be left or right")
+        tokenizer.enable_truncation(self.context, direction=cuts)
+        pad = self._pad(tokenizer, settings.get("pad_token"))
         tokenizer.enable_padding(
-            length=self.context if self.pad_to_context else None, pad_id=pad, pad_token=tokenizer.id_to_token(pad)
+            direction=pads,
+            length=self.context if self.pad_to_context else None,
+            pad_id=pad,
+            pad_token=tokenizer.id_to_token(pad),
         )
         self._loaded = tokenizer
         return tokenizer
 
-    def _pad(self, tokenizer: Any) -> int:
-        """Return the id of the padding token."""
-        beside = self.path.parent / "tokenizer_config.json"
-        given = None
-        if beside.is_file():
-            try:
-                given = json.loads(beside.read_text(encoding="utf-8")).get("pad_token")
-            except (OSError, ValueError, AttributeError) as error:
-                raise CheckpointError(f"{beside}: not readable as JSON ({error})") from None
+    def _settings(self) -> dict[str, Any]:
+        """Return the words of special_tokens_map.json and tokenizer_config.json, of which the second has priority."""
+        settings: dict[str, Any] = {}
+        for name in ("special_tokens_map.json", SETTINGS):
+            beside = self.path.parent / name
+            if beside.is_file():
+                try:
+                    words = json.loads(beside.read_text(encoding="utf-8")).items()
+                except (OSError, ValueError, AttributeError, RecursionError) as error:
+                    raise CheckpointError(f"{beside}: not readable as JSON ({error})") from None
+                settings |= {key: value for key, value in words if value is not None}
+        return settings
+
+    def _pad(self, tokenizer: Any, given: Any) -> int:
+        """Return the id of the padding token that the settings name, else of the token that ends a text."""
+        beside = self.path.parent / SETTINGS
         token = given.get("content") if isinstance(given, dict) else given
         if token is not None:
             pad = tokenizer.token_to_id(str(token))

@@ -139,7 +139,8 @@ class ViT(nn.Module):
         """
         if pooling is None and self.attn_pool is not None:
             patches_BPD = tokens_BND[:, self.config.layout.prefix :]
-            return self.attn_pool(patches_BPD)
+            pooled_BD = self.attn_pool(patches_BPD)
+            return self.norm(pooled_BD) if self.config.norm == "pooled" else pooled_BD
         parts = {
             "cls": lambda: tokens_BND[:, 0],
             "cls&dist": lambda: tokens_BND[:, :2].mean(dim=1),

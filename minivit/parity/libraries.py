@@ -321,7 +321,7 @@ def _torchvision(source: Source, config: ViTConfig | SwinConfig, family: str | N
     else:
         sizes = (config.image_size[0], config.patch_size, config.depth, config.heads, config.width, config.mlp_width)
         model = VisionTransformer(*sizes, num_classes=config.classes)
-    model.load_state_dict(load_pickle(source.shards[0]))
+    model.load_state_dict(load_pickle(source.shards[0]).tensors)
     given, transform = source.preprocessor, None
     if given:
         transform = ImageClassification(

@@ -25,6 +25,9 @@ def load(
     attend: Attend | None = None,
     revision: str | None = None,
     family: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    heads: int | None = None,
+    prefix: str | None = None,
 ) -> Model:
     """Return a published or saved checkpoint as a model, with its labels and its preprocessing.
 
@@ -41,6 +44,10 @@ def load(
         revision: branch, tag or commit of a hub model.
         family: a name of weights.families.registry.FAMILIES, instead of the one in config.json; a weights file
             without config.json needs it: "facebook", "jax", "torchvision/vit_b_16", "timm/vit_base_patch16_224".
+        adapter: folder of a LoRA adapter of PEFT, merged into the weights; one beside the weights always is.
+        heads: attention heads per block, for family "facebook", whose shapes do not state them.
+        prefix: what stands before the names of the model's tensors, such as "model." in files of Lightning, or
+            the key of their dictionary in a training file, such as "model_ema.".
 
     Returns:
         The model in eval mode, with .config, .image_spec, .name and .revision; a ViT with .labels.
@@ -51,12 +58,18 @@ def load(
         UsageError: an argument that is not supported.
     """
     dtype = read_dtype(dtype)
-    source = find(id_or_path, revision, family)
+    source = find(id_or_path, revision, family, adapter=adapter, heads=heads, prefix=prefix)
     return convert.build(source, dtype=dtype, device=device, attend=attend or attend_sdpa, family=family)
 
 
 def describe(
-    id_or_path: str | os.PathLike[str], *, revision: str | None = None, family: str | None = None
+    id_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    family: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    heads: int | None = None,
+    prefix: str | None = None,
 ) -> dict[str, Any]:
     """Return architecture, parameters, tokens, labels, preprocessing and bytes of a checkpoint, as JSON-ready facts.
 
@@ -65,11 +78,17 @@ def describe(
     Raises:
         As `load`.
     """
-    return report.describe(find(id_or_path, revision, family), family)
+    return report.describe(find(id_or_path, revision, family, adapter=adapter, heads=heads, prefix=prefix), family)
 
 
 def verify(
-    id_or_path: str | os.PathLike[str], *, revision: str | None = None, family: str | None = None
+    id_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    family: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    heads: int | None = None,
+    prefix: str | None = None,
 ) -> dict[str, Any]:
     """Return whether a checkpoint makes up one model ("good"), and its faults, as JSON-ready facts.
 
@@ -78,4 +97,4 @@ def verify(
     Raises:
         ModelUnavailableError, UsageError: as `load`; a faulty checkpoint is no error here.
     """
-    return report.verify(find(id_or_path, revision, family), family)
+    return report.verify(find(id_or_path, revision, family, adapter=adapter, heads=heads, prefix=prefix), family)

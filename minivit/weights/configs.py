@@ -28,6 +28,13 @@ def read_config(source: Source, family: Family, shapes: Shapes) -> tuple[Config,
             return family.config(**family.constants, **towers), kind
         except UsageError as error:
             raise CheckpointError(f"{source.name}: config.json makes no pair of towers: {error}") from None
+    if source.config.get("quantization_config"):
+        method = source.config["quantization_config"]
+        method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
+        raise CheckpointError(
+            f"{source.name}: its weights are quantized ({method}), which minivit does not read; write them as numbers "
+            "with transformers: model.dequantize().save_pretrained(FOLDER)"
+        )
     given = _section(source.config, family)
     values = _read_fields(source.name, given, family, len(shapes))
     try:
@@ -39,6 +46,12 @@ def read_config(source: Source, family: Family, shapes: Shapes) -> tuple[Config,
         if family.config is ViTConfig:
             # The reference does not use a pooler beside a head either; without a head it is the output.
             values.setdefault("pooler", not values["classes"] and has_module(shapes, family.pooler))
+            if values["pooler"] and given.get("pooler_act", "tanh") != "tanh":
+                raise ValueError(f"pooler_act is {given['pooler_act']!r}; only 'tanh' is known")
+            # A convolution leaves out the pixels behind its last whole patch; torchvision refuses such sizes.
+            size, patch = values["image_size"], values["patch_size"]
+            if not family.name.startswith("torchvision") and min(size) >= patch > 0:
+                values.setdefault("drop_rest", any(side % patch for side in size))
         return family.config(**values), kind
     except CheckpointError:
         raise
@@ -92,7 +105,8 @@ def _section(given: Given, family: Family) -> Given:
     if not isinstance(section, dict):
         return given
     # The size of the shared space is outside both towers, nearly everything else is inside each.
-    shared = ("projection_dim", "architectures", "embed_dim", "quick_gelu")
+    # The last three belong to a classifier on one tower.
+    shared = ("projection_dim", "architectures", "embed_dim", "quick_gelu", "num_labels", "id2label", "problem_type")
     return {**section, **{key: given[key] for key in shared if key in given}}
 
 
@@ -118,10 +132,10 @@ def _kind(source: Source, family: Family, shapes: Shapes) -> Kind:
 
 def _classes(given: Given, kind: Kind, shapes: Shapes) -> int:
     """Return the number of outputs of the head: from config.json, else from the file."""
+    if type(given.get("num_labels")) is int:
+        return int(given["num_labels"])
     if isinstance(given.get("id2label"), dict):
         return len(given["id2label"])
-    if isinstance(given.get("num_labels"), int):
-        return int(given["num_labels"])
     return shapes.get(f"{kind.head}.weight", (0,))[0]
 
 
@@ -159,8 +173,13 @@ def read_labels(source: Source, family: Family, classes: int) -> dict[int, str] 
     given: Any = source.config.get("id2label") or (family.labels and family.labels(source.config, classes))
     if not classes or not given:
         return None
-    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
+    if not isinstance(given, dict):
         raise CheckpointError(f"{source.name}: config.json has an id2label that does not map numbers to names")
+    if len(given) != classes and (source.config.get("num_labels") == classes or "weights" in source.config):
+        return None  # transformers replaces it then; of torchvision's names, the head was replaced
+    if None in given.values():
+        raise CheckpointError(f"{source.name}: config.json has an id2label that does not map numbers to names")
+    given = {key: str(name) for key, name in given.items()}
     try:
         labels = {int(key): name for key, name in given.items()}
     except ValueError:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -20,6 +23,7 @@ from minivit.model.config import CLIPConfig, SwinConfig, TextConfig, ViTConfig
 from minivit.model.swin import Swin
 from minivit.model.tokenizer import Tokenizer
 from minivit.model.vit import ViT
+from minivit.weights.adapters import Adapter
 from minivit.weights.configs import listed, read_config, read_labels
 from minivit.weights.families.base import Config, Family, Kind, Row, Spelling, spelling_of
 from minivit.weights.families.labels import TAGS, read_class_names
@@ -50,6 +54,8 @@ class Checkpoint:
     missing: list[str] = field(default_factory=list)  # names in the family's table that are in no file
     unexpected: list[str] = field(default_factory=list)  # names that are in no row of the table
     mismatched: list[str] = field(default_factory=list)  # one line each: name, what it is, what was expected
+    adapter: Adapter | None = None  # that is merged
+    changes: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)  # name in a file -> the adapter's
 
     @property
     def faults(self) -> str:
@@ -66,8 +72,23 @@ def match(source: Source, shards: Shards, attend: Attend = attend_sdpa, family: 
     """
     checkpoint = examine(source, shards, attend, family)
     if checkpoint.faults:
-        raise CheckpointError(f"{source.name}: the tensors do not fit config.json. {checkpoint.faults}")
+        where = (
+            "config.json" if (source.shards[0].parent / "config.json").is_file() or source.revision else "the family"
+        )
+        hint = "" if source.prefix else _prefix_that_helps(checkpoint, source, shards, family)
+        raise CheckpointError(f"{source.name}: the tensors do not fit {where}. {checkpoint.faults}{hint}")
     return checkpoint
+
+
+def _prefix_that_helps(checkpoint: Checkpoint, source: Source, shards: Shards, family: str | None) -> str:
+    """Return a sentence about the prefix with which the tensors would make up the model; "" if there is none."""
+    for first in dict.fromkeys(name.partition(".")[0] for name in checkpoint.unexpected):
+        with suppress(CheckpointError):
+            if not examine(replace(source, prefix=f"{first}."), shards, family=family).faults:
+                return (
+                    f". They begin with '{first}.', as Lightning writes them: prefix '{first}.' takes them (--prefix)"
+                )
+    return ""
 
 
 def examine(source: Source, shards: Shards, attend: Attend = attend_sdpa, family: str | None = None) -> Checkpoint:
@@ -78,11 +99,35 @@ def examine(source: Source, shards: Shards, attend: Attend = attend_sdpa, family
     """
     table = family_of(source.name, source.config, family)
     # "layernorm.weight" -> "vit.layernorm.weight", the name in the file
-    names = {_without_prefix(name, table): name for name in shards.shapes}
-    if len(names) < len(shards.shapes):
-        twice = sorted(set(shards.shapes) - set(names.values()))
-        prefixes = " or ".join(map(repr, table.prefixes))
+    names: dict[str, str] = {}
+    ours = [name for name in shards.shapes if 0 not in shards.shapes[name]]  # no registers: a tensor without numbers
+    notes = [*source.notes, *shards.notes]
+    if source.prefix:
+        # The first part of a prefix may be the key of a dictionary in the file, which is gone already.
+        inner = source.prefix.partition(".")[2] if shards.wrapper == source.prefix.partition(".")[0] else source.prefix
+        total, ours = len(ours), [name for name in ours if name.startswith(inner)]
+        if not ours:
+            raise CheckpointError(f"{source.name}: no tensor's name begins with the prefix {inner!r}")
+        if total > len(ours):
+            notes.append(f"takes the {len(ours)} of {total} tensors that begin with {inner!r}")
+    else:
+        inner = ""
+    for name in ours:
+        short = _without_prefix(_unwrapped(name.removeprefix(inner)), table)
+        names.setdefault(table.rename(short) if table.rename else short, name)
+    if len(names) < len(ours):
+        twice = sorted(set(ours) - set(names.values()))
+        wrapped = [part for part in WRAPPED if any(name.startswith(part) for name in ours)]
+        prefixes = " or ".join(map(repr, (*table.prefixes, *wrapped)))
         raise CheckpointError(f"{source.name}: tensors with and without {prefixes}: {listed(twice)}")
+    added = sorted({part for name in ours for part in WRAPPED if name.removeprefix(inner).startswith(part)})
+    if added and not table.by_file:
+        notes.append(f"left out before the names of the tensors: {', '.join(added)}")
+    if table.by_file:
+        said = {"weights_file": source.shards[0].name, "wrapper": shards.wrapper, "heads": source.heads}
+        source = replace(source, config={**source.config, **said})
+    elif source.heads:
+        raise UsageError(f"heads is {source.heads}; the files of family {table.name} state theirs")
     config, kind = read_config(source, table, {short: shards.shapes[name] for short, name in names.items()})
     try:
         with torch.device("meta"):
@@ -90,13 +135,19 @@ def examine(source: Source, shards: Shards, attend: Attend = attend_sdpa, family
     except (RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{source.name}: config.json makes no {table.makes}: {first_line(error)}") from None
     images = image_model(model)
-    images.name, images.revision = source.name, source.revision
+    images.name, images.revision, images.notes = source.name, source.revision, notes
     images.labels = read_labels(source, table, images.config.classes)
     if images.labels is None and table.name.startswith("timm") and images.config.classes:
         _read_tags(source, images)
     preprocessor, where = find_preprocessor(source, table, images.config.image_size)
-    images.image_spec = read_image_spec(preprocessor, source.name, table.processor, where) if preprocessor else None
-    checkpoint = Checkpoint(family=table, model=model)
+    try:
+        images.image_spec = read_image_spec(preprocessor, source.name, table.processor, where) if preprocessor else None
+    except CheckpointError as error:
+        if images.config.channels == 3:
+            raise
+        # Images are prepared as RGB: of another number of channels, pixels are given.
+        notes.append(f"takes {images.config.channels} channels, so its preprocessing is left out ({error})")
+    checkpoint = Checkpoint(family=table, model=model, adapter=Adapter(source.adapter) if source.adapter else None)
     _plan(checkpoint, kind, names, shards)
     return checkpoint
 
@@ -135,13 +186,18 @@ def build(
         checkpoint = match(source, shards, attend, family)
         shapes = {name: parameter.shape for name, parameter in checkpoint.model.named_parameters()}
         for target, assembly in checkpoint.plan.items():
-            stored = _assemble(assembly, shapes[target], shards)
+            stored = _assemble(assembly, shapes[target], shards, checkpoint.changes)
             state[target] = stored.to(device=device, dtype=dtype)
             if not _is_finite(state[target]):
                 name = f"{source.name}: tensor {' + '.join(part for part in assembly.parts if part)}"
                 if _is_finite(stored):
                     raise CheckpointError(f"{name} is too large for {dtype}; load it as float32 or bfloat16")
                 raise CheckpointError(f"{name} holds NaN or infinity; the file is damaged")
+    if checkpoint.adapter and checkpoint.adapter.left:
+        unused = listed(sorted(checkpoint.adapter.left))
+        raise CheckpointError(
+            f"{checkpoint.adapter.folder}: the adapter has tensors for no part of the model: {unused}"
+        )
     model = checkpoint.model
     model.load_state_dict(state, strict=True, assign=True)
     if model.has_text:
@@ -154,7 +210,8 @@ def _tokenizer(source: Source, config: TextConfig) -> Tokenizer | None:
     path = find_beside(source, "tokenizer.json")
     if path is None:
         return None
-    find_beside(source, "tokenizer_config.json")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        find_beside(source, name)
     text = source.config.get("text_cfg") or {}
     canonical = (text.get("tokenizer_kwargs") or {}).get("clean") == "canonicalize"
     padded = config.pooling == "last"  # SigLIP
@@ -167,6 +224,34 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
+def _adapt(
+    checkpoint: Checkpoint,
+    adapter: Adapter,
+    known: list[Spelling],
+    assembly: Assembly,
+    prefixes: tuple[str, ...],
+    names: dict[str, str],
+) -> None:
+    """Enter what the adapter does to the parts of a parameter; it may name them as any spelling of the table does."""
+    for spelling in known:
+        if len(spelling.parts) != len(assembly.parts):
+            continue
+        for ours, theirs in zip(assembly.parts, spelling.parts, strict=True):
+            found = [name for name in (theirs and p + theirs for p in ("", *prefixes)) if name and adapter.has(name)]
+            if ours and ours in names and found:
+                checkpoint.changes[names[ours]] = partial(adapter.apply, found[0])
+
+
+# What DDP and torch.compile put before names, in the order in which timm removes them.
+WRAPPED = ("_orig_mod.", "module.")
+
+
+def _unwrapped(name: str) -> str:
+    for part in (*WRAPPED, WRAPPED[0]):
+        name = name.removeprefix(part)
+    return name
+
+
 def _without_prefix(name: str, family: Family) -> str:
     return next((name.removeprefix(prefix) for prefix in family.prefixes if name.startswith(prefix)), name)
 
@@ -175,7 +260,7 @@ def rows_for(family: Family, kind: Kind, config: object) -> dict[str, Row]:
     """Return the rows of a table for one configuration: with its variants, and the name of its classifier."""
     rows = dict(family.rows)
     for (name, value), variant in family.variants.items():
-        if getattr(config, name) == value:
+        if attrgetter(name)(config) == value:
             rows.update(variant)
     if kind.head:
         rows.setdefault("head", (kind.head,))
@@ -228,6 +313,8 @@ def _plan(checkpoint: Checkpoint, kind: Kind, names: dict[str, str], shards: Sha
         chosen = present[0] if present else usual
         used[chosen] += len(known) > 1
         assembly = assembly_of(known[chosen], parameter.shape[0])
+        if checkpoint.adapter:
+            _adapt(checkpoint, checkpoint.adapter, known, assembly, table.prefixes, names)
         parts = [part for part in assembly.parts if part]
         absent = [part for part in parts if part not in left]
         left.difference_update(parts)
@@ -248,10 +335,16 @@ def _plan(checkpoint: Checkpoint, kind: Kind, names: dict[str, str], shards: Sha
     )
 
 
-def _assemble(assembly: Assembly, shape: torch.Size, shards: Shards) -> Tensor:
+def _assemble(
+    assembly: Assembly, shape: torch.Size, shards: Shards, changes: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Tensor:
     """Return the tensors of the file as one parameter."""
     load = OPERATIONS[assembly.layout].load
-    tensors = [load(shards[part]) if part else None for part in assembly.parts]
+
+    def read(part: str) -> Tensor:
+        return load(changes[part](shards[part]) if part in changes else shards[part])
+
+    tensors = [read(part) if part else None for part in assembly.parts]
     like = next(tensor for tensor in tensors if tensor is not None)
     filled = [
         like.new_zeros(rows, *shape[1:]) if tensor is None else tensor

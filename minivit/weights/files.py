@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from minivit.errors import CheckpointError, ModelUnavailableError, UsageError
 from minivit.weights.families.base import Named
 from minivit.weights.families.registry import FAMILIES
+from minivit.weights.families.timm.shared import normal
 from minivit.weights.families.torchvision import models as torchvision
 
 BUNDLED = {"minivit/cifar10-vit": Path(__file__).parent.parent / "pretrained" / "cifar10-vit"}
@@ -22,6 +24,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 # The same in repositories of open_clip, which describes both towers of a CLIP in its own file.
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+ADAPTER = "adapter_config.json"  # PEFT's description of a LoRA adapter
 OPEN_CLIP_WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -36,11 +39,47 @@ class Source:
     name: str  # hub id or path, as given
     revision: str | None  # commit of the hub, None for local files
     config: dict[str, Any]  # config.json
-    preprocessor: dict[str, Any] | None  # preprocessor_config.json, if there is one
+    preprocessor: dict[str, Any] | None  # of processor_config.json or preprocessor_config.json, if there is one
     shards: tuple[Path, ...]  # weight files, together all tensors
+    preprocessor_file: str = "preprocessor_config.json"  # which of the two
+    family: str | None = None  # as it was asked for, and the next three
+    heads: int | None = None  # attention heads of files that do not state them
+    prefix: str | None = None  # what stands before the names of the model's tensors
+    adapter: Path | None = None  # folder with adapter_config.json: asked for, or the checkpoint's own
+    notes: tuple[str, ...] = ()  # what was decided where several files would do
 
 
-def find(id_or_path: str | os.PathLike[str], revision: str | None = None, family: str | None = None) -> Source:
+def find(
+    id_or_path: str | os.PathLike[str],
+    revision: str | None = None,
+    family: str | None = None,
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    heads: int | None = None,
+    prefix: str | None = None,
+) -> Source:
+    """Return all files of a checkpoint, and what was asked for beside them; arguments and errors as `find_files`.
+
+    Args:
+        adapter: folder of a LoRA adapter (PEFT) that is merged into the weights.
+        heads: attention heads per block, for files whose shapes do not state them.
+        prefix: what stands before the names of the model's tensors; others are not of the model.
+    """
+    folder = None if adapter is None else Path(adapter)
+    if folder is not None and not (folder / ADAPTER).is_file():
+        raise ModelUnavailableError(f"{os.fspath(folder)}: no adapter, which would be a folder with {ADAPTER}")
+    if heads is not None and heads < 1:
+        raise UsageError(f"heads is {heads}; it must be at least 1")
+    source = find_files(id_or_path, revision, family)
+    own = find_beside(source, ADAPTER) if source.revision is None else None
+    if folder is None and own is not None:
+        folder = own.parent
+        note = f"{ADAPTER} beside the weights: its adapter is merged, as transformers does"
+        source = replace(source, notes=(*source.notes, note))
+    return replace(source, family=family, heads=heads, prefix=prefix, adapter=folder)
+
+
+def find_files(id_or_path: str | os.PathLike[str], revision: str | None = None, family: str | None = None) -> Source:
     """Return all files of a checkpoint; those that are not cached are downloaded from the hub or torchvision.
 
     Args:
@@ -85,9 +124,15 @@ def _find_local(path: Path, name: str, family: str | None) -> Source:
     folder = path if path.is_dir() else path.parent
     both = _is_open_clip(family) or not (folder / "config.json").is_file()
     both = both and (folder / OPEN_CLIP_CONFIG).is_file()
+    stated = read_config_json(folder / "config.json") if (folder / "config.json").is_file() else None
     if path.is_dir():
-        expected = OPEN_CLIP_WEIGHTS if both else WEIGHTS
+        expected = OPEN_CLIP_WEIGHTS if both else _weights_of(stated or {}, name)
         weights = next((folder / file for file in expected if (folder / file).is_file()), None)
+        if weights is None and (folder / ADAPTER).is_file():
+            base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+            raise CheckpointError(
+                f"{name}: only an adapter of {base!r}; load that model with adapter={name!r} (--adapter {name})"
+            )
         if weights is None:
             raise CheckpointError(f"{name}: no weights in this folder; expected one of {', '.join(expected)}")
     else:
@@ -95,20 +140,58 @@ def _find_local(path: Path, name: str, family: str | None) -> Source:
     if both:
         described = _open_clip_config(folder / OPEN_CLIP_CONFIG)
         return Source(name=name, revision=None, config=described, preprocessor=None, shards=(weights,))
-    config, preprocessor = folder / "config.json", folder / "preprocessor_config.json"
-    named = _named(family)
-    if not config.is_file() and named is None:
+    config = folder / "config.json"
+    named = _named(family, weights.name)
+    if stated is None and named is None:
         raise CheckpointError(
             f"{config}: missing; it says what the tensors in {weights.name} are. Without it, name the family: "
             "torchvision/MODEL, timm/MODEL, facebook or jax"
         )
+    found, where = _processor(folder / file for file in PROCESSORS)
     return Source(
         name=name,
         revision=None,
-        config=(named and named.config) or (read_json(config) if config.is_file() else {}),
-        preprocessor=read_json(preprocessor) if preprocessor.is_file() else (named and named.preprocessor),
+        config=(named and named.config) or stated or {},
+        preprocessor=found or (named and named.preprocessor),
+        preprocessor_file=where,
         shards=tuple(folder / shard for shard in _shards(weights)),
     )
+
+
+def _weights_of(config: dict[str, Any], name: str) -> tuple[str, ...]:
+    """Return the names that a checkpoint's weights may have: the one that config.json states, else WEIGHTS.
+
+    transformers reads `transformers_weights`, timm `hf_hub_filename` of its pretrained_cfg.
+    """
+    file = config.get("transformers_weights") or (config.get("pretrained_cfg") or {}).get("hf_hub_filename")
+    if file is None:
+        return WEIGHTS
+    if not isinstance(file, str) or Path(file).name != file:
+        raise CheckpointError(f"{name}: config.json names the weights file {file!r}, which is no plain file name")
+    return (file,)
+
+
+def read_config_json(path: Path) -> dict[str, Any]:
+    """Return config.json; timm's in its present form, whatever its age."""
+    return normal(read_json(path), str(path))
+
+
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # the first has priority, as in transformers 5
+
+
+def _processor(paths: Iterable[Path | None]) -> tuple[dict[str, Any] | None, str]:
+    """Return the contents of the first of PROCESSORS that describes an image processor, and its name."""
+    for path in paths:
+        if path is not None and path.is_file():
+            given = read_json(path)
+            if path.name == PROCESSORS[1]:
+                return given, path.name
+            if "image_processor" in given:
+                nested = given["image_processor"]
+                if not isinstance(nested, dict):
+                    raise CheckpointError(f"{path}: image_processor is a {type(nested).__name__}, expected an object")
+                return nested, path.name
+    return None, PROCESSORS[1]
 
 
 def _is_open_clip(family: str | None) -> bool:
@@ -125,14 +208,20 @@ def _open_clip_config(path: Path) -> dict[str, Any]:
     return {"model_type": kind, **model, "preprocess_cfg": given.get("preprocess_cfg") or {}}
 
 
-def _named(family: str | None) -> Named | None:
+def _named(family: str | None, file: str) -> Named | None:
     """Return what config.json would say for a family such as "torchvision/vit_b_16"; None where the file must say it.
+
+    Args:
+        file: name of the weights file; of a file that torchvision publishes, it says whose preprocessing applies.
 
     Raises:
         UsageError: torchvision has no such model or weights.
     """
     owner, _, model = (family or "").partition("/")
     by_name = FAMILIES[owner].by_name if owner in FAMILIES else None
+    published = torchvision.published(file) if owner == "torchvision" and "." not in model else None
+    if published and published.partition(".")[0] == model:
+        model = published
     return by_name(model) if by_name else None
 
 
@@ -201,9 +290,11 @@ def _find_on_hub(repo: str, revision: str | None, *, open_clip: bool = False) ->
             raise CheckpointError(f"{repo}: the repository has no weights; expected {', '.join(OPEN_CLIP_WEIGHTS)}")
         described = _open_clip_config(config)
         return Source(name=repo, revision=commit, config=described, preprocessor=None, shards=(weights,))
-    weights = _first(repo, WEIGHTS, commit)
+    stated = read_config_json(config)
+    expected = _weights_of(stated, repo)
+    weights = _first(repo, expected, commit)
     if weights is None:
-        raise CheckpointError(f"{repo}: the repository has no weights; expected one of {', '.join(WEIGHTS)}")
+        raise CheckpointError(f"{repo}: the repository has no weights; expected one of {', '.join(expected)}")
     shards = [weights]
     if weights.suffix == ".json":
         shards = []
@@ -212,19 +303,25 @@ def _find_on_hub(repo: str, revision: str | None, *, open_clip: bool = False) ->
             if path is None:
                 raise CheckpointError(f"{repo}: {weights.name} lists {shard}, which the repository does not have")
             shards.append(path)
-    try:
-        preprocessor = _fetch(repo, "preprocessor_config.json", commit)
-    except ModelUnavailableError:
-        # The weights came from the cache, where a file that the repository does not have looks like one that was
-        # never downloaded. Without it the model runs, and refuses to preprocess images.
-        preprocessor = None
+    found, where = _processor(_fetch_if_there(repo, file, commit) for file in PROCESSORS)
     return Source(
         name=repo,
         revision=commit,
-        config=read_json(config),
-        preprocessor=read_json(preprocessor) if preprocessor else None,
+        config=stated,
+        preprocessor=found,
+        preprocessor_file=where,
         shards=tuple(shards),
     )
+
+
+def _fetch_if_there(repo: str, file: str, commit: str) -> Path | None:
+    """Return a file that a checkpoint may lack."""
+    try:
+        return _fetch(repo, file, commit)
+    except ModelUnavailableError:
+        # The weights came from the cache, where a file that the repository does not have looks like one that was
+        # never downloaded. Without a preprocessor the model runs, and refuses to preprocess images.
+        return None
 
 
 def find_beside(source: Source, file: str) -> Path | None:
@@ -232,11 +329,7 @@ def find_beside(source: Source, file: str) -> Path | None:
     path = source.shards[0].parent / file
     if path.is_file() or source.revision is None:
         return path if path.is_file() else None
-    try:
-        return _fetch(source.name, file, source.revision)
-    except ModelUnavailableError:
-        # As for preprocessor_config.json: the cache does not tell what the repository does not have.
-        return None
+    return _fetch_if_there(source.name, file, source.revision)
 
 
 def _first(repo: str, files: tuple[str, ...], commit: str) -> Path | None:

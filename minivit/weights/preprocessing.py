@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from minivit.errors import CheckpointError, UsageError
 from minivit.images.spec import RESAMPLES, ImageSpec
 from minivit.weights.families.base import Family, Given
-from minivit.weights.families.processors import PROCESSORS
+from minivit.weights.families.processors import DERIVED, PROCESSORS
 from minivit.weights.files import Source
 
 
@@ -21,8 +21,10 @@ def find_preprocessor(source: Source, family: Family, size: tuple[int, int]) -> 
     Args:
         size: height and width of the model's images in pixels.
     """
+    if source.preprocessor is not None and "pretrained_cfg" in source.preprocessor and family.preprocessor:
+        return family.preprocessor(source.preprocessor, size)  # TimmWrapperImageProcessor
     if source.preprocessor is not None:
-        return source.preprocessor, "preprocessor_config.json"
+        return source.preprocessor, source.preprocessor_file
     return family.preprocessor(source.config, size) if family.preprocessor else (None, "")
 
 
@@ -58,6 +60,9 @@ def _crop(value: Any, square: bool) -> tuple[int, int]:
 
 
 def _filter(value: Any, square: bool) -> str:
+    if isinstance(value, str) and value.lower() in RESAMPLES:
+        # transformers' Pillow processors expect a number, and are bilinear for anything else (class PilBackend).
+        return "bilinear"
     if type(value) is not int or value not in range(len(RESAMPLES)):
         raise ValueError
     return RESAMPLES[value]
@@ -120,6 +125,13 @@ def read_image_spec(
     if short not in PROCESSORS:
         raise CheckpointError(f"{name}: preprocessor_config.json is for {kind}; known are {', '.join(PROCESSORS)}")
     values = {"do_pad": False, **PROCESSORS[short], **given}
+    if isinstance(given.get("default_to_square"), bool):
+        values["square"] = given["default_to_square"]
+    size = values["size"]
+    if given.get("use_square_size") and isinstance(size, dict) and "shortest_edge" in size:
+        values["size"] = {"height": size["shortest_edge"], "width": size["shortest_edge"]}
+
+    values = DERIVED[short](values) if short in DERIVED else values
 
     def fail(key: str) -> CheckpointError:
         return CheckpointError(
@@ -143,6 +155,8 @@ def read_image_spec(
         if switch(step.switch):
             try:
                 spec[step.field] = step.read(values[step.key], values["square"])
+                if step.key == "resample" and isinstance(values[step.key], str):
+                    origins[step.field] += f" is {values[step.key]!r}; transformers reads every name as bilinear"
             except ValueError:
                 raise fail(step.key) from None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import re
@@ -10,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minivit.errors import CheckpointError, UsageError
+from minivit.weights.families.registry import wrappers_of
 from minivit.weights.files import Source
 
 # As safetensors names them in its header.
@@ -43,6 +45,9 @@ class Shards:
 
     def __init__(self, source: Source):
         self.name = source.name
+        self.wrapper: str | None = None  # the key of the tensors in a training file
+        self.notes: list[str] = []
+        self._source = source
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._read: dict[str, Callable[[], Tensor]] = {}
@@ -72,7 +77,14 @@ class Shards:
         elif shard.suffix == ".safetensors":
             yield from self._open_safetensors(shard)
         else:
-            for name, tensor in load_pickle(shard).items():
+            source = self._source
+            found = load_pickle(shard, wrappers_of(source.config, source.family), source.prefix)
+            self.wrapper = found.wrapper or self.wrapper
+            if found.beside:
+                self.notes.append(
+                    f"takes the weights at {found.wrapper} of {shard.name}; there are {', '.join(found.beside)}, too"
+                )
+            for name, tensor in found.tensors.items():
                 dtype = SHORT_DTYPE.get(tensor.dtype, str(tensor.dtype))
                 yield name, tuple(tensor.shape), dtype, tensor.detach
 
@@ -158,15 +170,27 @@ def save_file(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metad
 # Below this torch, weights_only can be circumvented: CVE-2026-24747, and before 2.6 CVE-2025-32434.
 SAFE_TO_UNPICKLE = (2, 10)
 
-# Keys under which training scripts put the weights into a .pth: DeiT and torchvision references, Lightning, DINO.
-WRAPPERS = ("model", "state_dict", "teacher")
+# Keys under which training scripts put the weights into a .pth: timm, DeiT and torchvision references, Lightning, DINO.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
 
 
-def load_pickle(path: Path) -> dict[str, Tensor]:
+class Pickle(NamedTuple):
+    """The tensors of a PyTorch file, and where in it they were."""
+
+    tensors: dict[str, Tensor]
+    wrapper: str | None = None  # the key of their dictionary, None where the file is that dictionary
+    beside: tuple[str, ...] = ()  # other keys that hold weights
+
+
+def load_pickle(path: Path, wanted: tuple[str, ...] = (), prefix: str | None = None) -> Pickle:
     """Return the tensors of a PyTorch .bin or .pth file, read with weights_only=True.
 
+    Args:
+        wanted: keys that hold weights, in the order in which the family's own library takes them.
+        prefix: the key of a dictionary of weights, with a dot behind it, if one was asked for.
+
     Raises:
-        CheckpointError: a torch below SAFE_TO_UNPICKLE, a damaged file, or more than tensors.
+        CheckpointError: a torch below SAFE_TO_UNPICKLE, a damaged file, more than tensors, or several weights.
     """
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < SAFE_TO_UNPICKLE:
@@ -176,22 +200,65 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
         )
     try:
         # Files from before torch 1.6 are no zip archives, and cannot be mapped into memory.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # timm's training files hold the arguments of the run beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # unpickling damaged bytes raises nearly any type
         # torch's own message would advise to run what is in the file.
         unsafe = isinstance(error, pickle.UnpicklingError)
-        reason = "damaged, or more than tensors, which is never run" if unsafe else first_line(error)
+        reason = f"damaged, or more than tensors, which is never run{_more_in(path)}" if unsafe else first_line(error)
+        if "TorchScript" in reason:
+            reason = "a TorchScript archive, which is a program; save the state_dict() of its model instead"
         raise CheckpointError(f"{path}: not a whole PyTorch file of plain tensors ({reason})") from None
-    if path.suffix != ".bin" and isinstance(state, dict):
-        wrapped = [key for key in WRAPPERS if isinstance(state.get(key), dict)]
-        state = state[wrapped[0]] if len(wrapped) == 1 else state
-    plain = isinstance(state, dict) and all(
+    wrapper: str | None = None
+    beside: tuple[str, ...] = ()
+    # transformers writes .bin, always plain; timm reads a training file under any name.
+    if isinstance(state, dict) and not _is_plain(state) and (path.suffix != ".bin" or wanted):
+        wrapper, beside = _choose(path, state, wanted, prefix)
+        state = state[wrapper] if wrapper else state
+    if not _is_plain(state):
+        held = f"; it has the keys {', '.join(map(str, list(state)[:12]))}" if isinstance(state, dict) else ""
+        raise CheckpointError(f"{path}: holds no plain dictionary of tensors{held}")
+    empty = next((name for name, tensor in state.items() if tensor.is_meta), None)
+    if empty is not None:
+        raise CheckpointError(f"{path}: {empty} was saved from the meta device, without its numbers")
+    return Pickle(dict(state), wrapper, beside)
+
+
+def _is_plain(state: object) -> bool:
+    """Return whether something is a dictionary of dense tensors."""
+    return isinstance(state, dict) and all(
         isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided
         for name, tensor in state.items()
     )
-    if not plain:
-        raise CheckpointError(f"{path}: holds no plain dictionary of tensors")
-    return dict(state)
+
+
+def _choose(
+    path: Path, state: dict[Any, Any], wanted: tuple[str, ...], prefix: str | None
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return the key of the weights in a training file, and other keys that hold weights, too."""
+    held = [key for key, value in state.items() if isinstance(value, dict) and value and _is_plain(value)]
+    asked = (prefix or "").partition(".")[0]
+    known = [asked] if asked in held else [key for key in (*wanted, *WRAPPERS) if key in held]
+    if not known and held:
+        names = " or ".join(f"'{key}.'" for key in held)
+        raise CheckpointError(f"{path}: the weights are not at a known key; name theirs with prefix {names} (--prefix)")
+    if not known:
+        return None, ()
+    if known[0] not in (*wanted, asked) and len(set(known)) > 1:
+        raise CheckpointError(
+            f"{path}: holds weights at {', '.join(dict.fromkeys(known))}; choose with prefix '{known[0]}.' (--prefix)"
+        )
+    return known[0], tuple(key for key in held if key != known[0])
+
+
+def _more_in(path: Path) -> str:
+    """Return what a PyTorch file holds beside tensors, for a message."""
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # a damaged file
+        return ""
+    return f": {', '.join(found[:6])}; save the state_dict() alone" if found else ""
 
 
 def first_line(error: Exception) -> str:

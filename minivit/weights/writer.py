@@ -43,11 +43,14 @@ def convert_files(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     family: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    heads: int | None = None,
+    prefix: str | None = None,
 ) -> Conversion:
     """Write any checkpoint that `load` reads as files of transformers, and return what was written.
 
     Args:
-        id_or_path, revision, family: as in `load`.
+        id_or_path, revision, family, adapter, heads, prefix: as in `load`.
         folder: for the files; files of the same names in it are replaced.
         dtype: of the stored tensors; that of the checkpoint when None, float32 where it has several.
 
@@ -60,7 +63,7 @@ def convert_files(
         raise UsageError(f"{os.fspath(folder)}: a file; DST is a folder")
     if given.exists() and target.resolve() in (given.resolve(), given.resolve().parent):
         raise UsageError(f"{os.fspath(folder)}: holds SRC itself; name another folder")
-    source = find(id_or_path, revision, family)
+    source = find(id_or_path, revision, family, adapter=adapter, heads=heads, prefix=prefix)
     if dtype is None:
         with Shards(source) as shards:
             stored = set(shards.dtypes.values())
@@ -214,8 +217,8 @@ def _tokenizer_files(model: Model) -> dict[str, bytes]:
             f"{tokenizer.path}: does not say that punctuation and capitals are removed first, as open_clip does, so "
             "transformers would tokenize texts differently; set model.tokenizer = None to write the model without it"
         )
-    beside = tokenizer.path.parent / "tokenizer_config.json"
-    return {path.name: path.read_bytes() for path in (tokenizer.path, beside) if path.is_file()}
+    beside = [tokenizer.path.parent / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    return {path.name: path.read_bytes() for path in (tokenizer.path, *beside) if path.is_file()}
 
 
 def _write_json(path: Path, value: Given) -> None:

@@ -535,6 +535,16 @@ def _(path: Path) -> Reference:
     return made
 
 
+@case("siglip_classifier", "mean-of-patches")
+def _(path: Path) -> Reference:
+    def run(model: nn.Module, pixels: Tensor) -> Outputs:
+        tokens = model.get_submodule("vision_model")(pixel_values=pixels).last_hidden_state
+        return {"tokens": tokens, "logits": model(pixel_values=pixels).logits}
+
+    both = {"text_config": _TEXT, "vision_config": _VISION, "num_labels": 11, "processor": _SIGLIP}
+    return _hf(path, "SiglipConfig", "SiglipForImageClassification", "vision_model.encoder.layers", run, **both)
+
+
 @case("siglip", "both-towers", layout="siglip")
 def _(path: Path) -> Reference:
     return _both_towers(path, "Siglip", text={"projection_size": 91}, processor=_SIGLIP)

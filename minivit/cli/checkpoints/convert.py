@@ -6,7 +6,7 @@ import argparse
 
 from minivit.cli.shared.command import HUB, command, option
 from minivit.cli.shared.console import say
-from minivit.cli.shared.models import DTYPES, go_offline
+from minivit.cli.shared.models import DTYPES, checkpoint_of, go_offline
 
 
 @command(
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if args.offline:
         go_offline()
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    done = convert_files(args.source, args.folder, dtype=dtype, revision=args.revision, family=args.family)
+    done = convert_files(args.source, args.folder, dtype=dtype, **checkpoint_of(args))
     if not done.preprocessing:
         say(f"{done.model} does not state its preprocessing, so there is no preprocessor_config.json")
     if done.moved_crop:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from minivit.cli.shared.command import HUB, JSON, THREADS, command, option
 from minivit.cli.shared.console import printable, say, table
 from minivit.cli.shared.files import read_image, say_notes
-from minivit.cli.shared.models import go_offline
+from minivit.cli.shared.models import family_only, go_offline
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ DTYPES = ("float64", "float32")
     ],
 )
 def run(args: argparse.Namespace) -> int:
+    family_only(args, "diff")
     from minivit.parity import diff_against
 
     # The image may follow --against, which takes every word behind it.

@@ -8,7 +8,7 @@ from typing import Any
 
 from minivit.cli.shared.command import HUB, JSON, MODEL_ARGUMENT, command
 from minivit.cli.shared.console import printable
-from minivit.cli.shared.models import go_offline
+from minivit.cli.shared.models import checkpoint_of, go_offline
 from minivit.model.config import POOLING_WORDS, SCORE_WORDS
 
 
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.offline:
         go_offline()
-    facts = describe(args.model, revision=args.revision, family=args.family)
+    facts = describe(args.model, **checkpoint_of(args))
     print(json.dumps(facts, indent=2) if args.json else text(facts))
     return 0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from minivit.cli.shared.command import HUB, JSON, MODEL_ARGUMENT, command
 from minivit.cli.shared.console import printable, say
-from minivit.cli.shared.models import go_offline
+from minivit.cli.shared.models import checkpoint_of, go_offline
 from minivit.errors import CheckpointError
 
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.offline:
         go_offline()
     try:
-        facts = verify(args.model, revision=args.revision, family=args.family)
+        facts = verify(args.model, **checkpoint_of(args))
     except CheckpointError as error:  # not a checkpoint at all
         facts = {"model": args.model, "revision": None, "good": False, "error": str(error)}
     if args.json:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from minivit.cli.shared.command import ICC, Options, option
 from minivit.cli.shared.console import positive, printable, say, seconds
 from minivit.cli.shared.inputs import Found, count_inputs, find_inputs
+from minivit.cli.shared.models import family_only
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def check_engine(args: argparse.Namespace) -> None:
     if args.engine == "local" and (args.address or args.workers):
         raise UsageError("--address and --workers are of --engine ray")
     if args.engine == "ray":
+        family_only(args, "--engine ray")
         if getattr(args, "labels", None) or getattr(args, "labels_file", None):
             raise UsageError("--engine ray predicts the checkpoint's own classes; --labels is for --engine local")
         if not args.out or args.resume:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.console import positive, say
 from minivit.errors import ModelUnavailableError, UsageError
@@ -42,6 +42,16 @@ def add_hub_options(parser: argparse.ArgumentParser) -> None:
         "--family",
         metavar="FAMILY",
         help="what a weights file without config.json is: torchvision/MODEL, timm/MODEL, facebook or jax",
+    )
+    parser.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter (PEFT) that is merged into the weights")
+    heads: dict[str, Any] = {"dest": "file_heads", "type": int, "metavar": "N"}
+    heads["help"] = "attention heads per block, for files of --family facebook that do not state them"
+    try:
+        parser.add_argument("--heads", **heads)
+    except argparse.ArgumentError:  # a command with heads of its own
+        parser.add_argument("--file-heads", **heads)
+    parser.add_argument(
+        "--prefix", metavar="TEXT", help="what stands before the names of the tensors in a training file: 'model.'"
     )
     parser.add_argument("--offline", action="store_true", help="never use the network (as HF_HUB_OFFLINE=1)")
 
@@ -90,6 +100,23 @@ def idle_cores() -> int:
     return max(1, cores - (min(running) - 1))  # one of those that run is this process
 
 
+def checkpoint_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `weights.load` that say how a checkpoint is read."""
+    names = ("revision", "family", "adapter", "prefix")
+    return {**{name: getattr(args, name) for name in names}, "heads": args.file_heads}
+
+
+def family_only(args: argparse.Namespace, command: str) -> None:
+    """Refuse the options of a checkpoint that a command does not honour.
+
+    Raises:
+        UsageError: --adapter, --heads or --prefix.
+    """
+    for name in ("adapter", "file_heads", "prefix"):
+        if getattr(args, name):
+            raise UsageError(f"{command} reads no --{name}; write the checkpoint with it first: minivit convert")
+
+
 def go_offline() -> None:
     """Keep huggingface_hub off the network; it reads its environment once, when first imported."""
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -115,9 +142,10 @@ def _load(args: argparse.Namespace) -> Model:
     device = pick_device(args.device)
     dtype = getattr(torch, args.dtype)
     if args.model != "auto":
-        return load(args.model, revision=args.revision, family=args.family, dtype=dtype, device=device)
-    if args.family:
-        raise UsageError(f"--family {args.family} belongs to a file; name the file with --model")
+        return load(args.model, **checkpoint_of(args), dtype=dtype, device=device)
+    for name in ("family", "adapter", "file_heads", "prefix"):
+        if getattr(args, name):
+            raise UsageError(f"--{name} {getattr(args, name)} belongs to a file; name the file with --model")
     try:
         return load(DEFAULT_MODEL, revision=args.revision, dtype=dtype, device=device)
     except ModelUnavailableError as error:

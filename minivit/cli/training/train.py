@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.command import HUB, THREADS, command, option
 from minivit.cli.shared.console import positive, printable, say
-from minivit.cli.shared.models import go_offline, pick_device, vit_of
+from minivit.cli.shared.models import checkpoint_of, go_offline, pick_device, vit_of
 from minivit.errors import UsageError
 from minivit.training.recipe import Augmentation, Recipe
 
@@ -158,7 +158,7 @@ def model_of(args: argparse.Namespace, classes: list[str]) -> ViT:
             raise UsageError(
                 "--init brings its own sizes and preprocessing; leave out --preset, sizes, --mean and --std"
             )
-        given = load(args.init, attend=attend, revision=args.revision, family=args.family)
+        given = load(args.init, attend=attend, **checkpoint_of(args))
         return with_new_head(vit_of(given), classes)
     side = sizes.pop("image_size", 224 if args.preset else SIZES["image_size"][0])
     if args.preset and sizes:

@@ -64,6 +64,7 @@ class Family:
 
     name: str  # the value of `family=`; of a tower, its model_type
     by_model_type: bool = True  # whether config.json's model_type is `name`
+    shares: str | None = None  # the model_type of its files, where another family has this name
     architectures: Mapping[str, Given] = field(default_factory=dict)  # known values of timm's `architecture`
     by_name: Callable[[str], Named | None] | None = None  # the part of family= after "/" -> what its files would say
     config: type[Config] = ViTConfig  # what config.json is read as; of two towers, what is made of both
@@ -71,6 +72,9 @@ class Family:
     towers: Mapping[str, Family] = field(default_factory=dict)  # of two towers: field of CLIPConfig -> its family
     section: str | None = None  # the part of config.json that describes this tower, where there are two towers
     kinds: Mapping[str, Kind]  # values of config.json's architectures; without one, the first whose head is in the file
+    wrappers: tuple[str, ...] = ()  # keys of training files that hold weights, in the order its library takes them
+    rename: Callable[[str], str] | None = None  # a name without prefix -> the same name in the table
+    by_file: bool = False  # its `read` also wants the name of the weights file, and what the user said of it
     prefixes: tuple[str, ...] = ()  # optional prefixes of names; with a classifier, `save` writes the first
     fields: Fields = field(default_factory=dict)  # ViTConfig field -> (config.json key, default)
     constants: Mapping[str, Any] = field(default_factory=dict)  # ViTConfig values of the whole family

@@ -147,6 +147,12 @@ OPEN_CLIP = Family(
         "text.proj.weight": (Spelling(("text_projection",), "transposed"),),
         **_SCALE,
     },
+    variants={
+        ("text.projection_bias", True): {
+            "text.proj.weight": ("text_projection.weight",),
+            "text.proj.bias": ("text_projection.bias",),
+        }
+    },
     processor="TimmTransform",
     preprocessor=_preprocessor,
 )

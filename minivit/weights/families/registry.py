@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 from collections import Counter
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from operator import itemgetter
 from typing import Any
@@ -31,6 +32,8 @@ def collect() -> dict[str, Family]:
 
 FAMILIES = collect()
 BY_MODEL_TYPE = {family.name: family for family in FAMILIES.values() if family.by_model_type}
+# Classes whose files have the model_type of another family.
+BY_CLASS = {(family.shares, kind): family for family in FAMILIES.values() if family.shares for kind in family.kinds}
 BY_ARCHITECTURE = {name: family for family in FAMILIES.values() for name in family.architectures}
 
 # What `save` writes, in the order in which it tries them.
@@ -45,6 +48,14 @@ def _steps(swin: bool) -> dict[str, Mapping[str, str]]:
 
 STEPS = _steps(swin=False)
 SWIN_STEPS = _steps(swin=True)
+
+
+def wrappers_of(config: dict[str, Any], family: str | None) -> tuple[str, ...]:
+    """Return the keys of training files in the order in which the family's own library takes them; () if none does."""
+    try:
+        return family_of("", config, family).wrappers
+    except (CheckpointError, UsageError):
+        return ()
 
 
 def family_of(name: str, config: dict[str, Any], family: str | None = None) -> Family:
@@ -69,11 +80,17 @@ def family_of(name: str, config: dict[str, Any], family: str | None = None) -> F
         if not (named and named.config):
             return FAMILIES[asked]
     model_type = config.get("model_type")
-    if model_type is None and "architecture" in config:
+    if model_type in (None, "timm_wrapper") and "architecture" in config:
         return BY_ARCHITECTURE.get(str(config["architecture"]), FAMILIES["timm"])
+    classes = config.get("architectures")
+    for name_of_class in classes if isinstance(classes, list) else ():
+        if family_there := BY_CLASS.get((str(model_type), str(name_of_class))):
+            return family_there
     if isinstance(model_type, str) and model_type in BY_MODEL_TYPE:
         return BY_MODEL_TYPE[model_type]
+    near = get_close_matches(str(model_type), BY_MODEL_TYPE, 1)
+    nearest = f"; the nearest is {near[0]}, which family {near[0]!r} tries" if near else ""
     raise CheckpointError(
         f"{name}: config.json has model_type {model_type!r}; known are {', '.join(BY_MODEL_TYPE)}, "
-        "and timm's architecture"
+        f"and timm's architecture{nearest}"
     )

@@ -42,16 +42,68 @@ def arguments(given: Given, defaults: Given, own: Given, supported: Mapping[str,
     return args
 
 
+_FLAT = ("architecture", "num_classes", "num_features", "global_pool", "model_args", "pretrained_cfg")
+
+
+def normal(config: Given, where: str) -> Given:
+    """Return a config.json of timm in its present form; any other one as it is.
+
+    Files of 2021 keep what is now in `pretrained_cfg` beside `architecture`, and call label_names `labels`; files that
+    were saved again have label_names inside pretrained_cfg (timm/models/_hub.py, _parse_model_cfg).
+
+    Raises:
+        CheckpointError: a value of another type than timm's.
+    """
+    if config.get("architecture") is None or config.get("model_type") not in (None, "timm_wrapper"):
+        return config
+    known: dict[str, tuple[type, ...]] = {"model_args": (dict,), "pretrained_cfg": (dict,), "architecture": (str,)}
+    known |= {"label_names": (list, dict), "label_descriptions": (list, dict), "labels": (list, dict)}
+    known |= {"num_classes": (int,)}
+    nested = config.get("pretrained_cfg")
+    for part in (config, nested if isinstance(nested, dict) else {}):
+        for key, kinds in known.items():
+            if part.get(key) is not None and (not isinstance(part[key], kinds) or isinstance(part[key], bool)):
+                words = " or ".join(
+                    {dict: "an object", list: "a list", str: "a text", int: "a number"}[k] for k in kinds
+                )
+                raise CheckpointError(f"{where}: {key} is {part[key]!r}; expected {words}")
+    if nested is None and any(key in config for key in ("input_size", "mean", "std", "interpolation", "crop_pct")):
+        nested = {key: value for key, value in config.items() if key not in _FLAT}
+    nested = dict(nested) if nested is not None else None
+    result = {**config, "pretrained_cfg": nested} if nested is not None else dict(config)
+    nested = nested or {}
+    for key in ("label_names", "label_descriptions"):
+        if result.get(key) is None:
+            result[key] = nested.get(key)
+    if result["label_names"] is None:
+        result["label_names"] = nested.get("labels")
+    return result
+
+
 def labels(config: Given, classes: int) -> dict[int, str] | None:
     """Return the names of label_names, explained in label_descriptions; of 1000 classes without names, ImageNet-1k's.
 
     Source: timm's infer_imagenet_subset.
     """
-    names = config.get("label_names")
+    names, described = config.get("label_names"), config.get("label_descriptions") or {}
     if not names:
-        return imagenet_labels() if classes == 1000 and "architecture" in config else None
-    described = config.get("label_descriptions") or {}
-    return {index: described.get(name, name) for index, name in enumerate(names)}
+        return imagenet_labels() if classes == 1000 and _is_imagenet(config) else None
+    if isinstance(names, dict):
+        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+            raise CheckpointError(
+                f"label_names has keys {', '.join(map(str, names))[:80]}; expected 0 to {len(names) - 1}"
+            )
+        names = [names[str(index)] for index in range(len(names))]
+    if isinstance(described, list):
+        described = dict(zip(names, described, strict=False))
+    return {index: str(described.get(str(name), name)) for index, name in enumerate(names)}
+
+
+def _is_imagenet(config: Given) -> bool:
+    """Return whether a head of 1000 outputs is timm's own: no other repository states that it kept those classes."""
+    pretrained = config.get("pretrained_cfg") or {}
+    owner = str(pretrained.get("hf_hub_id") or "timm/").partition("/")[0]
+    return "architecture" in config and owner == "timm"
 
 
 def preprocessor(config: Given, size: tuple[int, int]) -> tuple[Given | None, str]:

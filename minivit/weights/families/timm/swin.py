@@ -70,6 +70,7 @@ TIMM_SWIN = Family(
     name="timm_swin",
     by_model_type=False,
     architectures=ARCHITECTURES,
+    wrappers=("state_dict_ema", "model_ema", "state_dict", "model"),  # timm/models/_helpers.py, load_state_dict
     config=SwinConfig,
     makes="Swin",
     kinds={"SwinTransformer": Kind("head.fc")},

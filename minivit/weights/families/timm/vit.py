@@ -91,7 +91,14 @@ TIMM = Family(
     by_model_type=False,
     architectures=ARCHITECTURES,
     by_name=named,
-    kinds={"VisionTransformer": Kind("head")},
+    wrappers=("state_dict_ema", "model_ema", "state_dict", "model"),  # timm/models/_helpers.py, load_state_dict
+    kinds={
+        "VisionTransformer": Kind("head"),
+        # transformers' wrapper around timm's models.
+        "TimmWrapperForImageClassification": Kind("head"),
+        "TimmWrapperModel": Kind(None, {"classes": 0}),
+    },
+    prefixes=("timm_model.",),
     constants={"position_resampling": "timm"},
     read=read_timm,
     rows=ROWS,

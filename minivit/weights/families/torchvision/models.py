@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minivit.errors import UsageError
-from minivit.weights.families.base import Given, Named
+from minivit.weights.families.base import Given, Named, Shapes
 from minivit.weights.families.labels import imagenet_labels
 
 # torchvision/models/vision_transformer.py and swin_transformer.py.
@@ -45,6 +45,18 @@ WEIGHTS: dict[str, dict[str, tuple[str, int, int, int]]] = {
 }
 
 
+def published(file: str) -> str | None:
+    """Return the name of the weights in a file that torchvision publishes, such as "vit_b_16.IMAGENET1K_V1"."""
+    found = (f"{model}.{enum}" for model, weights in WEIGHTS.items() for enum in weights if weights[enum][0] == file)
+    return next(found, None)
+
+
+def head_of(given: Given, shapes: Shapes, *heads: str) -> Given:
+    """Return the number of outputs of the head in the file, where only the model's name stands for a config.json."""
+    rows = [shapes[f"{head}.weight"][0] for head in heads if f"{head}.weight" in shapes]
+    return {"classes": rows[0]} if "weights" in given and rows else {}
+
+
 def named(model: str) -> Named:
     """Return what config.json and preprocessor_config.json would say for one of torchvision's names.
 
@@ -69,6 +81,7 @@ def named(model: str) -> Named:
         **({"intermediate_size": 4 * sizes["hidden_size"]} if vit else {}),
         **sizes,
         "image_size": size,
+        "weights": enum,
         "id2label": imagenet_labels(),
     }
     preprocessor = {

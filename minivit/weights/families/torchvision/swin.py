@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minivit.model.config import SwinConfig
 from minivit.weights.families.base import Family, Kind, Reference, Rows, swin_places, swin_rows
+from minivit.weights.families.torchvision.models import head_of
 from minivit.weights.families.transformers.shared import ACTIVATIONS
 from minivit.weights.families.transformers.swin import FIELDS, read_stages
 
@@ -20,7 +21,7 @@ TORCHVISION_SWIN = Family(
     kinds={"SwinTransformer": Kind("head")},
     fields=FIELDS,
     constants={"windowing": "torchvision"},
-    read=read_stages,
+    read=lambda given, shapes: {**read_stages(given, shapes), **head_of(given, shapes, "head")},
     activations=ACTIVATIONS,
     rows=_ROWS,
     dropped=("*.relative_position_index",),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from minivit.weights.families.base import B, Family, Kind, Reference, Rows, vit_steps
-from minivit.weights.families.torchvision.models import named
+from minivit.weights.families.torchvision.models import head_of, named
 from minivit.weights.families.transformers.shared import ACTIVATIONS, FIELDS
 
+_HEADS = ("heads.head", "heads", "heads.0", "heads.1")  # the last three as tutorials replace it
 _ROWS: Rows = {
     "cls_token": ("class_token",),
     "pos_embed": ("encoder.pos_embedding",),
@@ -18,6 +19,7 @@ _ROWS: Rows = {
     "blocks.{i}.mlp.fc1": ("encoder.layers.encoder_layer_{i}.mlp.0", "encoder.layers.encoder_layer_{i}.mlp.linear_1"),
     "blocks.{i}.mlp.fc2": ("encoder.layers.encoder_layer_{i}.mlp.3", "encoder.layers.encoder_layer_{i}.mlp.linear_2"),
     "norm": ("encoder.ln",),
+    "head": _HEADS,
 }
 
 # q, k and v are inside one nn.MultiheadAttention.
@@ -32,6 +34,7 @@ TORCHVISION = Family(
     kinds={"VisionTransformer": Kind("heads.head")},
     fields={**FIELDS, "eps": ("layer_norm_eps", 1e-6)},
     constants={"position_resampling": "torchvision"},
+    read=lambda given, shapes: head_of(given, shapes, *_HEADS),
     activations=ACTIVATIONS,
     rows=_ROWS,
     processor="TorchvisionPreset",

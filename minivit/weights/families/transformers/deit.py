@@ -15,7 +15,6 @@ DEIT = Family(
     prefixes=("deit.",),
     fields=FIELDS,
     constants={"dist_token": True},
-    fixed={"pooler_act": "tanh"},
     activations=ACTIVATIONS,
     rows={**ROWS, "dist_token": ("embeddings.distillation_token",), "head_dist": ("distillation_classifier",)},
     pooler="pooler.dense",

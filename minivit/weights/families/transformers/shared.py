@@ -5,6 +5,11 @@ from __future__ import annotations
 from minivit.weights.families.base import Fields, Rows, Spelling, each
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "silu": "silu"}
+ACTIVATIONS |= {
+    "relu": "relu",
+    "gelu_new": "gelu_tanh",
+    "swish": "silu",
+}  # other names of the same follow the usual one
 
 FIELDS: Fields = {
     "image_size": ("image_size", 224),

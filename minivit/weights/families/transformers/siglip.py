@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from minivit.model.config import CLIPConfig, TextConfig
 from minivit.weights.families.base import Family, Given, Kind, Reference, Rows, Shapes, under, vit_steps
 from minivit.weights.families.transformers.shared import (
@@ -99,4 +101,20 @@ SIGLIP = Family(
     reference=_REFERENCE,
 )
 
-REGISTER = (SIGLIP, SIGLIP_VISION)
+# The mean of the patches, after the final norm; the attention pool is in no such file.
+SIGLIP_CLASSIFIER = replace(
+    SIGLIP_VISION,
+    name="siglip_classifier",
+    by_model_type=False,
+    shares="siglip",
+    kinds={"SiglipForImageClassification": Kind("classifier")},
+    constants={"cls_token": False, "pooling": "mean", "drop_rest": True},
+    rows=TOWER_ROWS,
+    dropped=(*OTHER_TOWER, "head.*"),
+    fixed={},
+    saved=False,
+    steps={},
+    reference=_REFERENCE,
+)
+
+REGISTER = (SIGLIP, SIGLIP_VISION, SIGLIP_CLASSIFIER)

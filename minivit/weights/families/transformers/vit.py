@@ -20,7 +20,6 @@ VIT = Family(
     kinds={"ViTForImageClassification": Kind("classifier"), "ViTModel": Kind()},
     prefixes=("vit.",),
     fields=FIELDS,
-    fixed={"pooler_act": "tanh"},
     activations=ACTIVATIONS,
     rows=ROWS,
     pooler="pooler.dense",
