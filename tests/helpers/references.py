@@ -825,14 +825,22 @@ def _facebook(
         model.cls_token.data = state["cls_token"] + row
     if "w12" in str(rename) or "ls1" in str(list(state)):
         state["mask_token"] = torch.zeros(1, width)
-    torch.save({wrap: {f"module.backbone.{k}": v for k, v in state.items()}} if wrap else state, path / "model.pth")
+    torch.save(
+        {wrap: {f"module.backbone.{k}": v for k, v in state.items()}} if wrap else state,
+        path / "dino_vits8_pretrain.pth",
+    )
 
     def run(model: nn.Module, pixels: Tensor) -> Outputs:
         tokens = model.forward_features(pixels)
         return {"tokens": tokens, "cls": tokens[:, 0], "pooled": tokens[:, 0]}
 
     return Reference(
-        path=path / "model.pth", family="facebook", model=model, blocks=model.blocks, size=(size, size), run=run
+        path=path / "dino_vits8_pretrain.pth",
+        family="facebook",
+        model=model,
+        blocks=model.blocks,
+        size=(size, size),
+        run=run,
     )
 
 
