@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from minivit.cli.shared.console import positive
-from minivit.cli.shared.models import add_hub_options, add_label_options, add_model_option, add_run_options, add_threads_option, threads_limited
+from minivit.cli.shared.models import (
+    add_hub_options,
+    add_label_options,
+    add_model_option,
+    add_run_options,
+    add_threads_option,
+    threads_limited,
+)
 from minivit.cli.shared.sizes import image_size
 from minivit.errors import UsageError
 
