@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from minivit import __version__
 from minivit.cli import bench
@@ -12,8 +13,8 @@ from minivit.cli.checkpoints import convert, diff, info, models, verify
 from minivit.cli.look import ablate, attention, attribute, explore, faithfulness, heads, lens, preprocess, trace
 from minivit.cli.predict import classify, embed, similar
 from minivit.cli.shared.command import Command
-from minivit.cli.shared.console import say
-from minivit.cli.shared.writers import open_closed_streams, silence_stdout
+from minivit.cli.shared.console import printable, say
+from minivit.cli.shared.writers import escape_what_streams_lack, open_closed_streams, silence_stdout
 from minivit.cli.training import evaluate, train
 from minivit.errors import MinivitError
 
@@ -31,9 +32,19 @@ EXIT_CODES = """exit codes:
   4 model unavailable   5 bad checkpoint   130 interrupted, what was written is valid"""
 
 
+class Parser(argparse.ArgumentParser):
+    """The parser of all commands; what was typed reaches the terminal without control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and end with exit code 2."""
+        super().error(printable(message))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
-    parser = argparse.ArgumentParser(
+    open_closed_streams()
+    escape_what_streams_lack()
+    parser = Parser(
         prog="minivit",
         description="A Vision Transformer written by hand that loads the published weights exactly.",
         epilog=EXIT_CODES,
@@ -44,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_parser(commands)
     args = parser.parse_args(argv)
-    open_closed_streams()
     try:
         code = args.run(args)
         sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit

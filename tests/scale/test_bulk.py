@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.command import run
+from helpers.command import own_signals, run
 from PIL import Image
 
 import minivit
@@ -508,7 +508,8 @@ def test_a_finished_store_is_checked_and_never_changed(capsys, model, tmp_path):
 def command(*arguments: str, **kwargs) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(Path(minivit.__file__).parents[1])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    return subprocess.Popen([sys.executable, "-m", "minivit", *arguments], **{**pipes, **kwargs})
+    settings = {**pipes, "preexec_fn": own_signals, **kwargs}
+    return subprocess.Popen([sys.executable, "-m", "minivit", *arguments], **settings)
 
 
 @pytest.mark.slow
