@@ -37,6 +37,10 @@ class ImageError(MinivitError):
         super().__init__(message)
         self.code = code
 
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        """Return how the error is pickled: with its code, as worker processes send it."""
+        return type(self), (self.code, str(self))
+
     def named(self, name: str) -> ImageError:
         """Return the same error with `name` in place of UNNAMED; an error that has a path does not change."""
         return ImageError(self.code, str(self).replace(f"{self.UNNAMED}:", f"{name}:", 1))
@@ -52,6 +56,10 @@ class CheckpointError(MinivitError):
     """The files exist, but minivit cannot load them as one model without guessing."""
 
     exit_code = 5
+
+
+class TrainingError(MinivitError):
+    """Training cannot go on: the loss is no finite number."""
 
 
 class WriteError(MinivitError):

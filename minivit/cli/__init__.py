@@ -13,7 +13,7 @@ from minivit.cli.look import ablate, attention, attribute, explore, faithfulness
 from minivit.cli.predict import classify, embed, similar
 from minivit.cli.shared.command import Command, Parser, list_verbs
 from minivit.cli.shared.console import say
-from minivit.cli.shared.writers import open_closed_streams, silence_stdout
+from minivit.cli.shared.writers import escape_what_streams_lack, open_closed_streams, silence_stdout
 from minivit.cli.training import evaluate, train
 from minivit.errors import MinivitError
 
@@ -33,6 +33,8 @@ EXIT_CODES = """exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
+    open_closed_streams()
+    escape_what_streams_lack()
     parser = Parser(
         prog="minivit",
         description="A Vision Transformer written by hand that loads the published weights exactly.",
@@ -45,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_parser(commands)
     args = parser.parse_args(argv)
-    open_closed_streams()
     try:
         code = args.run(args)
         sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit

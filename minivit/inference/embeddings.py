@@ -65,7 +65,10 @@ class EmbeddingWriter:
         *,
         resume: bool = False,
     ):
-        self.path, self.constant, self.shape, self.dtype = Path(path), constant, shape, dtype
+        # A link stays: what it links to is written.
+        self.path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+        self.constant, self.shape, self.dtype = constant, shape, dtype
+        path = self.path
         self.partial = Path(f"{path}.partial")
         self.row = math.prod(shape) * dtype.itemsize  # bytes
         if self.path.suffix == ".parquet":
@@ -231,6 +234,9 @@ def open_embeddings(path: str | os.PathLike[str]) -> EmbeddingFile:
     if not path.exists():
         raise UsageError(f"{path}: no such file of embeddings")
     suffix = ".parquet" if path.is_dir() else path.suffix
+    labels = f"{path}: labels of `minivit classify`, not embeddings; `minivit embed -o FILE` writes those"
+    if suffix == ".csv" or suffix == ".json":
+        raise UsageError(labels)
     if suffix not in readers:
         raise UsageError(f"{path}: embedding files are {', '.join(readers)}, or a folder of .parquet")
     try:
@@ -239,13 +245,38 @@ def open_embeddings(path: str | os.PathLike[str]) -> EmbeddingFile:
         if first is None:
             raise UsageError(f"{path}: is empty")
         constant = {key: first[0][0][key] for key in _SHARED[1:]}
-    except (ValueError, KeyError, TypeError, SyntaxError, OSError, SafetensorError) as error:
-        raise UsageError(f"{path}: not embeddings of minivit, or damaged ({error!r})") from None
-    return EmbeddingFile(constant, chain([first], pieces))
+    except _DAMAGE as error:
+        raise _damaged(path, error) from None
+    if "top" in first[0][0]:
+        raise UsageError(labels)
+    return EmbeddingFile(constant, chain([first], _whole(path, pieces)))
+
+
+# What the readers of the formats raise for bytes that are none of theirs.
+_DAMAGE = (
+    *(ValueError, KeyError, IndexError, TypeError, AttributeError, SyntaxError, RuntimeError, RecursionError),
+    *(OSError, EOFError, SafetensorError),
+)
+
+
+def _damaged(path: Path, error: BaseException) -> UsageError:
+    reason = " ".join(str(error).split())[:200]
+    return UsageError(f"{path}: not embeddings of minivit, or damaged ({type(error).__name__}: {reason})")
+
+
+def _whole(path: Path, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Yield the pieces of a file; one that is damaged further on is one error, too."""
+    try:
+        yield from pieces
+    except _DAMAGE as error:
+        raise _damaged(path, error) from None
 
 
 def _read_npy(path: Path) -> Iterator[Piece]:
-    with path.open("rb") as file, Path(f"{path}.jsonl").open("rb") as lines:
+    beside = Path(f"{path}.jsonl")
+    if path.is_symlink() and not beside.exists():
+        beside = Path(f"{os.path.realpath(path)}.jsonl")
+    with path.open("rb") as file, beside.open("rb") as lines:
         yield from _npy_pieces(file, map(json.loads, lines))
 
 
@@ -293,7 +324,7 @@ def _matched(records: Iterator[dict[str, Any]], vectors: Tensor) -> Piece:
 
 def _read_jsonl(path: Path) -> Iterator[Piece]:
     with path.open("rb") as file:
-        lines = map(json.loads, file)
+        lines = (_jsonl_record(number, line) for number, line in enumerate(file, start=1))
         while records := list(islice(lines, 256)):
             dtype = torch.float64 if records[0]["run"]["dtype"] == "float64" else torch.float32
             vectors = [item.pop("embedding", None) for item in records]
@@ -302,3 +333,18 @@ def _read_jsonl(path: Path) -> Iterator[Piece]:
             )
             missing = torch.full_like(like, math.nan)
             yield records, torch.stack([torch.tensor(v, dtype=dtype) if v else missing for v in vectors])
+
+
+def _jsonl_record(number: int, line: bytes) -> dict[str, Any]:
+    """Return the record of a line.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        item = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"line {number}: {error}") from None
+    if not isinstance(item, dict) or not isinstance(item.get("path"), str) or not isinstance(item.get("run"), dict):
+        raise ValueError(f"line {number} is not a record of an embedding")
+    return item

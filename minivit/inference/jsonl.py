@@ -158,14 +158,16 @@ class JsonlLog:
         """Rewrite the log with the changed lines; the old file stays until the new one is whole."""
         if not self.changed:
             return
-        temporary = self.path.with_name(self.path.name + ".new")
+        target = Path(os.path.realpath(self.path))  # a link stays
+        temporary = target.with_name(target.name + ".new")
         temporary.unlink(missing_ok=True)
         new = Appender(temporary)
         try:
             with self.path.open("rb") as old:
                 for index, line in enumerate(old):
                     new.append(self.changed.get(index, line))
-            temporary.replace(self.path)
+            os.fchmod(new.fd, stat.S_IMODE(target.stat().st_mode))
+            temporary.replace(target)
         except BaseException:
             new.close()
             temporary.unlink(missing_ok=True)

@@ -9,6 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -56,10 +60,13 @@ class Job:
     norm: str | None = None
 
 
-def start(address: str | None, *, quiet: bool = True) -> Any:
+def start(address: str | None, *, quiet: bool = True, timeout: float = 30) -> Any:
     """Join the cluster at `address` ("auto", "10.0.0.1:6379"), or start one on this machine; return the module ray.
 
     Ray's usage statistics are switched off.
+
+    Args:
+        timeout: seconds until an address that does not answer is given up; Ray itself waits for 15 minutes.
 
     Raises:
         UsageError: ray is not installed, or no cluster runs there.
@@ -72,6 +79,8 @@ def start(address: str | None, *, quiet: bool = True) -> Any:
         raise UsageError("--engine ray needs Ray: pip install 'minivit[ray]'") from None
     import_pyarrow()
     if not ray.is_initialized():
+        if address and ":" in address:
+            _require_answer(address, timeout)
         own: dict[str, Any] = {} if address else {"include_dashboard": False}
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=not quiet, **own)
@@ -82,6 +91,28 @@ def start(address: str | None, *, quiet: bool = True) -> Any:
     if quiet:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised as one line instead
     return ray
+
+
+def _require_answer(address: str, timeout: float) -> None:
+    """Raise UsageError unless a Ray cluster answers at HOST:PORT; asked in a process of its own, which can be ended."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    refused = f"--address {address}: no Ray cluster answers there within {timeout:g} s (--ray-timeout)"
+    until = time.monotonic() + timeout
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout).close()
+    except ValueError:
+        raise UsageError(f"--address {address}: expected auto or HOST:PORT") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"--address {address}: no Ray cluster ({reason})") from None
+    if address.startswith("ray://"):
+        return
+    ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        subprocess.run(ask, check=True, timeout=max(1.0, until - time.monotonic()), **quiet)  # type: ignore[call-overload]
+    except (subprocess.SubprocessError, OSError):
+        raise UsageError(refused) from None
 
 
 def chunks(paths: Iterable[str], batch_size: int) -> Iterator[dict[str, Any]]:
@@ -126,7 +157,7 @@ def run(dataset: Any, out: str | os.PathLike[str], job: Job, *, workers: int | N
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     on_gpu = job.constant["device"].startswith("cuda")
-    resources: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
+    resources: dict[str, Any] = {}  # the actors are spread over the nodes, which is Ray Data's default
     if on_gpu:
         workers = workers or int(sum(node.get("GPU", 0) for node in alive))
         resources["num_gpus"] = 1

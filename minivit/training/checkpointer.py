@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from minivit.errors import CheckpointError
 from minivit.training.recipe import Recipe
 from minivit.training.state import TrainingState
+from minivit.weights.replacing import replacing, replacing_files, write_error
 
 
 class Checkpointer:
@@ -42,21 +44,44 @@ class Checkpointer:
             self._restore()
         if not self.writes:
             return
-        self.out.mkdir(parents=True, exist_ok=True)
-        lines = self.metrics.read_text().splitlines(keepends=True) if resume else []
-        self.metrics.write_text("".join(line for line in lines if json.loads(line)["step"] < self.state.step))
+        lines = self.metrics.read_text().splitlines(keepends=True) if resume and self.metrics.is_file() else []
+        with replacing_files(self.out, [self.metrics.name]) as (metrics,):
+            metrics.write_text("".join(line for line in lines if _step(line) < self.state.step))
+        if not resume:
+            (self.out / "checkpoint.pt").unlink(missing_ok=True)  # of a run that this one replaces
+
+    def kept(self) -> str:
+        """Return what there is after a failure, and what to try, for a message."""
+        path = self.out / "checkpoint.pt"
+        there = f"{path} is as it was before" if path.is_file() else "no checkpoint was saved yet"
+        return f"{there}; try a smaller --lr, a longer --warmup or --clip 1"
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append the metrics of one step."""
+        """Append the metrics of one step.
+
+        Raises:
+            WriteError: the disk is full.
+        """
         if self.writes:
-            with self.metrics.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with self.metrics.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise write_error(error, str(self.metrics)) from None
 
     def save(self) -> None:
-        """Write checkpoint.pt beside the old one, then replace it, so that a kill leaves one of the two."""
-        if self.writes:
-            torch.save({**self.run, **self.state.tensors()}, self.out / "checkpoint.tmp")
-            (self.out / "checkpoint.tmp").replace(self.out / "checkpoint.pt")
+        """Write checkpoint.pt beside the old one, then replace it, so that a kill leaves one of the two.
+
+        Raises:
+            WriteError: the disk is full; the old one stays.
+        """
+        if not self.writes:
+            return
+        with replacing(self.out / "checkpoint.pt") as path:
+            try:
+                torch.save({**self.run, **self.state.tensors()}, path)
+            except RuntimeError as error:  # torch's own writer, as on a full disk
+                raise OSError(f"torch.save failed: {str(error).splitlines()[0][:120]}") from None
 
     def _restore(self) -> None:
         path = self.out / "checkpoint.pt"
@@ -68,3 +93,11 @@ class Checkpointer:
         if changed:
             raise CheckpointError(f"{path}: made by another run ({'; '.join(changed)})")
         self.state.load(saved)
+
+
+def _step(line: str) -> float:
+    """The step of a line of metrics; of one that a full disk or a kill has cut off, infinity."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf

@@ -17,6 +17,7 @@ from minivit.errors import CheckpointError, UsageError
 from minivit.images.preprocess import normalize
 from minivit.model.capabilities import ImageModel
 from minivit.training.dataset import LabelledImages, TrainingImages
+from minivit.training.loader import load_batches
 from minivit.training.recipe import Augmentation
 
 BINS = 15  # of the calibration error, as in its paper
@@ -70,20 +71,18 @@ def evaluate(
 
     Raises:
         UsageError: a class folder that is not a label of the model.
+        ImageError: an image cannot be read.
         CheckpointError: the model has no head or no preprocessing of a fixed size.
     """
     spec = model.image_spec
     if not model.config.classes or spec is None or spec.size != model.config.image_size:
         raise CheckpointError(f"{model.name}: needs a classifier, and preprocessing to {model.config.image_size}")
     output_of = torch.tensor(match_classes(images, model.labels, model.config.classes))
-    loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
-        TrainingImages(images, spec, Augmentation(), seed=0),  # type: ignore[arg-type]
-        batch_sampler=[
-            [(0, index) for index in range(start, min(start + batch_size, len(images)))]
-            for start in range(0, len(images), batch_size)
-        ],
-        num_workers=workers,
-    )
+    keys = [
+        [(0, index) for index in range(start, min(start + batch_size, len(images)))]
+        for start in range(0, len(images), batch_size)
+    ]
+    loader = load_batches(TrainingImages(images, spec, Augmentation(), seed=0), keys, workers=workers)
     started = time.perf_counter()
     truths, guesses, scores, in_top5, done = [], [], [], 0, 0
     for levels, labels in loader:

@@ -7,6 +7,7 @@ resumed, or divided among several processes, takes the same steps as one which i
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -17,10 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from minivit.errors import UsageError
+from minivit.errors import TrainingError, UsageError
 from minivit.model.vit import ViT
 from minivit.training.checkpointer import Checkpointer
 from minivit.training.dataset import LabelledImages, TrainingImages
+from minivit.training.loader import load_batches
 from minivit.training.recipe import Recipe
 from minivit.training.state import TrainingState
 from minivit.training.step import Stepper, mean_over_processes, spread_seed, stochastic_depth
@@ -52,6 +54,9 @@ def train(
     Raises:
         UsageError: head, images, recipe and number of processes do not fit together.
         CheckpointError: `resume` finds no checkpoint, or one of another run.
+        ImageError: an image cannot be read.
+        TrainingError: the loss, or the outputs before a checkpoint, are no finite numbers; the last checkpoint stays.
+        WriteError: the disk is full; the last checkpoint stays.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     _check(model, images, recipe, world)
@@ -68,10 +73,10 @@ def train(
     files = Checkpointer(out, state, recipe, len(images), writes=rank == 0)
     files.begin(resume=resume)
     first = state.step
-    loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
-        TrainingImages(images, model.image_spec, recipe.augmentation, recipe.seed),  # type: ignore[arg-type]
-        batch_sampler=list(_batches(len(images), recipe, first, steps, rows)),
-        num_workers=workers,
+    loader = load_batches(
+        TrainingImages(images, model.image_spec, recipe.augmentation, recipe.seed),
+        list(_batches(len(images), recipe, first, steps, rows)),
+        workers=workers,
     )
     model.train()
     started = time.perf_counter()
@@ -79,12 +84,17 @@ def train(
         take_step = Stepper(state=state, recipe=recipe, runner=runner, steps=steps, rows=rows, factors=factors)
         for step, (levels, labels) in enumerate(loader, start=first):
             line = {"step": step, "epoch": step // per_epoch, **asdict(take_step(levels, labels))}
+            if not math.isfinite(line["loss"]):
+                raise TrainingError(f"the loss is {line['loss']} in step {step + 1} of {steps}; {files.kept()}")
             files.log(line)
             pace = (time.perf_counter() - started) / (state.step - first)  # seconds per step
             left = (steps - state.step) * pace
             report({**line, "images_per_second": recipe.batch_size / pace, "seconds_left": left})
             stopped = bool(mean_over_processes(torch.tensor([float(stop())]))[0])
             if stopped or state.step % per_epoch == 0:
+                if not take_step.is_finite(levels):
+                    reason = f"the outputs are no finite numbers after step {step + 1} of {steps}"
+                    raise TrainingError(f"{reason}; {files.kept()}")
                 files.save()
             if stopped and state.step < steps:
                 raise KeyboardInterrupt

@@ -82,6 +82,20 @@ class Stepper:
         mean_loss, accuracy = mean_over_processes(torch.stack([loss.detach().float(), correct]))
         return StepMetrics(loss=mean_loss, accuracy=accuracy, lr=lr)
 
+    @torch.no_grad()
+    def is_finite(self, levels: Tensor) -> bool:
+        """Return whether the weights, of the model and its average, give finite logits in every process.
+
+        The loss of a step tells of the weights before it; this is asked of those that are about to be saved.
+        """
+        self.factors.clear()
+        state = self.state
+        assert state.model.image_spec is not None
+        pixels = normalize(levels.to(state.model.patch_embed.weight.device), state.model.image_spec)
+        models = [state.model] if state.averaged is state.model else [state.model, state.averaged]
+        finite = all(bool(model(pixels).isfinite().all()) for model in models)
+        return mean_over_processes(torch.tensor([float(finite)]))[0] == 1
+
 
 @contextmanager
 def stochastic_depth(model: ViT, rate: float) -> Iterator[list[Tensor]]:

@@ -359,7 +359,7 @@ def _fetch(repo: str, file: str, revision: str | None, *, online: bool = True) -
         try_to_load_from_cache,
     )
 
-    where = f"{constants.ENDPOINT}/{repo}"
+    where = without_password(f"{constants.ENDPOINT}/{repo}")
     try:
         cached = try_to_load_from_cache(repo, file, revision=revision)
         if isinstance(cached, str):
@@ -404,5 +404,10 @@ def _cause(error: BaseException) -> str:
     response = getattr(error, "response", None)
     if response is not None:
         said = response.headers.get("X-Error-Message")
-        return f"it answered {response.status_code}" + (f", {said}" if said else "")
-    return " ".join(str(error).split()) or type(error).__name__
+        return without_password(f"it answered {response.status_code}" + (f", {said}" if said else ""))
+    return without_password(" ".join(str(error).split())) or type(error).__name__
+
+
+def without_password(text: str) -> str:
+    """Return a text without the user and password of its addresses, as HF_ENDPOINT may have them."""
+    return re.sub(r"(\w://)[^/?#\s]*@", r"\1", text)

@@ -22,6 +22,7 @@ from minivit.weights.families.registry import FAMILIES, LAYOUTS
 from minivit.weights.files import Source, find
 from minivit.weights.operations import OPERATIONS
 from minivit.weights.preprocessing import write_preprocessor
+from minivit.weights.replacing import replacing_files
 from minivit.weights.shards import SHORT_DTYPE, Shards, read_dtype, save_file
 
 
@@ -90,7 +91,9 @@ def save(model: Model, folder: str | os.PathLike[str], *, dtype: str | torch.dty
     Raises:
         UsageError: modules that were changed so that they are no longer those of `model.config`, before a file is
             written.
-        UsageError: no layout has a place for every part of the model, of its preprocessing or of its tokenizer.
+        UsageError: no layout has a place for every part of the model, of its preprocessing or of its tokenizer; or the
+            folder cannot be written.
+        WriteError: the disk is full; the files that were there are unchanged.
     """
     if not isinstance(model, Model):
         raise UsageError(f"a minivit ViT, CLIP or Swin is written, not a {type(model).__name__}")
@@ -118,16 +121,15 @@ def save(model: Model, folder: str | os.PathLike[str], *, dtype: str | torch.dty
             tensors[full] = OPERATIONS[layout].save(part, 1).detach().to(dtype=dtype)
     preprocessor = write_preprocessor(model.image_spec, family) if model.image_spec else None
     texts = _tokenizer_files(model)
-    out = Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    # transformers refuses a file without this entry.
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     stored = next(iter(tensors.values())).dtype
-    _write_json(out / "config.json", {**given, "dtype": str(stored).removeprefix("torch.")})
+    files = {"config.json": _json({**given, "dtype": str(stored).removeprefix("torch.")}), **texts}
     if preprocessor:
-        _write_json(out / "preprocessor_config.json", preprocessor)
-    for name, content in texts.items():
-        (out / name).write_bytes(content)
+        files["preprocessor_config.json"] = _json(preprocessor)
+    with replacing_files(folder, ["model.safetensors", *files]) as (weights, *others):
+        # transformers refuses a file without this entry.
+        save_file(tensors, weights, metadata={"format": "pt"})
+        for path, content in zip(others, files.values(), strict=True):
+            path.write_bytes(content)
 
 
 def _check_modules(model: Model, state: dict[str, Tensor]) -> None:
@@ -221,8 +223,8 @@ def _tokenizer_files(model: Model) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (tokenizer.path, *beside) if path.is_file()}
 
 
-def _write_json(path: Path, value: Given) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _json(value: Given) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def write_config(config: Config, model: Model, family: Family, architecture: str) -> Given:

@@ -253,7 +253,7 @@ def test_the_command_writes_the_page(hf_checkpoint, tmp_path, capsys, monkeypatc
     assert opened == [out.as_uri()]
     assert "MB, open it in any browser" in capsys.readouterr().err
     assert main(["explore", str(photo), "-m", str(hf_checkpoint()), "-o", str(tmp_path / "page.pdf")]) == 2
-    assert main(["explore", str(tmp_path / "no.png"), "-m", str(hf_checkpoint()), "-o", str(out)]) == 3
+    assert main(["explore", str(tmp_path / "no.png"), "-m", str(hf_checkpoint()), "-o", str(out), "--overwrite"]) == 3
     assert main(["explore", str(photo), "-m", str(hf_checkpoint()), "-o", str(tmp_path / "no" / "page.html")]) == 2
 
 

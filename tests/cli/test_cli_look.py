@@ -88,7 +88,7 @@ def test_layers_heads_and_queries(look, folder, photo, tmp_path):
     model, pixels = expected(folder, photo)
     trace = minivit.trace(model, pixels, keep=["blocks.*.q", "blocks.*.k"])
     out = str(tmp_path / "map.json")
-    code, _, _ = look("attention", photo, "--layer", "1", "--head", "3", "--query", "2,4", "-o", out)
+    code, _, _ = look("attention", photo, "--layer", "1", "--head", "3", "--query", "2,4", "-o", out, "--overwrite")
     record = json.loads(Path(out).read_text())
     answer = study.attention_map(trace.attention[1], trace.layout, query=(2, 4), head=3)[0]
     torch.testing.assert_close(torch.tensor(record["map"]), answer, rtol=0, atol=1e-6)
@@ -98,7 +98,7 @@ def test_layers_heads_and_queries(look, folder, photo, tmp_path):
     assert record["model"] == folder
     assert "of the patch in row 2, column 4" in record["title"]
     assert "head 3" in record["title"]
-    code, _, _ = look("attention", photo, "--layer", "all", "--head", "max", "-o", out)
+    code, _, _ = look("attention", photo, "--layer", "all", "--head", "max", "-o", out, "--overwrite")
     record = json.loads(Path(out).read_text())
     answer = torch.stack([study.attention_map(probs, trace.layout, head="max")[0] for probs in trace.attention])
     torch.testing.assert_close(torch.tensor(record["map"])[0], answer, rtol=0, atol=1e-6)
@@ -124,7 +124,7 @@ def test_the_grid_is_layers_by_heads(look, folder, photo, tmp_path):
 def test_the_colormap_by_its_name_and_by_its_former_name(look, photo, tmp_path):
     def pixels_of(*options):
         out = tmp_path / "map.png"
-        assert look("attention", photo, "-o", str(out), *options)[0] == 0
+        assert look("attention", photo, "-o", str(out), "--overwrite", *options)[0] == 0
         with Image.open(out) as image:
             return image.tobytes()
 
@@ -193,7 +193,7 @@ def test_classes_go_by_name(hf_checkpoint, photo, tmp_path, capsys):
     out = str(tmp_path / "map.json")
 
     def title(*options):
-        code = main(["attention", photo, "-m", folder, "--method", "legrad", *options, "-o", out])
+        code = main(["attention", photo, "-m", folder, "--method", "legrad", *options, "-o", out, "--overwrite"])
         return json.loads(Path(out).read_text())["title"] if code == 0 else capsys.readouterr().err
 
     assert "for tabby, tabby cat (0)" in title("--class", "Tabby Cat")

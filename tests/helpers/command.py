@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from minivit.cli import main
@@ -16,3 +18,9 @@ def run(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[int, str, str]:
         code = stop.code
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def own_signals() -> None:
+    """preexec_fn of a process that a test interrupts: a parent that ignores SIGINT, as a shell's background job does,
+    would have it ignored there, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -508,7 +508,7 @@ def test_the_zero_shot_model_has_a_fast_equal(clip):
 @both
 def test_a_text_is_the_class_of_a_map(pair, photo, tmp_path, method):
     out = tmp_path / "map.json"
-    options = ["attention", str(photo), "--model", str(pair[0]), "-o", str(out), "--method", method]
+    options = ["attention", str(photo), "--model", str(pair[0]), "-o", str(out), "--overwrite", "--method", method]
     assert main([*options, "--labels", "a dog", "two cats", "--class", "two cats"]) == 0
     record = json.loads(out.read_text())
     assert "two cats (1)" in record["title"]
@@ -523,7 +523,7 @@ def test_a_text_is_the_class_of_a_map(pair, photo, tmp_path, method):
 
 def test_where_siglips_pool_looks(clip, siglip, photo, tmp_path, capsys):
     out = tmp_path / "map.json"
-    options = ["attention", str(photo), "-o", str(out), "--model"]
+    options = ["attention", str(photo), "-o", str(out), "--overwrite", "--model"]
     tower = minivit.load(siglip[0]).image
     pixels = minivit.preprocess(photo, tower.image_spec)[None]
     for method, settings in (("pool", {"head": 1}), ("rollout", {"query": "pool"})):

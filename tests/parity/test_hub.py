@@ -22,6 +22,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from minivit import ModelUnavailableError, load
+from minivit.weights.files import without_password
 
 WEIGHTS = "model.safetensors"
 
@@ -430,3 +431,24 @@ def test_the_environment_switches_the_network_off_too() -> None:
     """The tests themselves run under HF_HUB_OFFLINE=1."""
     with pytest.raises(ModelUnavailableError, match=r"the network is switched off \(--offline or HF_HUB_OFFLINE\)"):
         load("org/none")
+
+
+def test_user_and_password_of_the_endpoint_are_not_printed(tmp_path):
+    """Nobody listens at port 9; the message names the host alone."""
+    (done,) = run("http://someone:s3cret@127.0.0.1:9", tmp_path, [["info", "owner/model"]])
+    assert done["code"] == 4
+    assert "127.0.0.1:9" in done["err"]
+    assert not {word for word in ("someone", "s3cret") if word in done["err"] + done["out"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at https://me:p%40ss@hub.example/a/b: no", "at https://hub.example/a/b: no"),
+        ("https://token@hub.example", "https://hub.example"),
+        ("http://a:b@c@host/x and s3://k:v@bucket", "http://host/x and s3://bucket"),
+        ("https://hub.example/a@b, mail me@example.org", "https://hub.example/a@b, mail me@example.org"),
+    ],
+)
+def test_addresses_lose_their_user_and_password(text, shown):
+    assert without_password(text) == shown

@@ -449,7 +449,7 @@ def test_the_heads_command_accepts_a_swin(checkpoint, photo, tmp_path, capsys):
 
 def test_the_attention_command_draws_windows(checkpoint, photo, tmp_path, capsys):
     out = tmp_path / "map.json"
-    options = ["attention", str(photo), "--model", str(checkpoint), "-o", str(out)]
+    options = ["attention", str(photo), "--model", str(checkpoint), "-o", str(out), "--overwrite"]
     assert main([*options, "--layer", "1", "--query", "2,3"]) == 0
     record = json.loads(out.read_text())
     assert "windows of 3 x 3 shifted by 1, 1" in record["title"]

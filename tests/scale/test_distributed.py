@@ -102,7 +102,7 @@ def test_what_dies_in_mid_run_loses_and_doubles_nothing(cluster, folder, hf_chec
     else:
         cluster.remove_node(node, allow_graceful=False)
     assert process.poll() is None, "the run was over before"
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 3, err  # one picture is bad
     assert err.splitlines()[-1].endswith(f"shards: {PICTURES} records, 1 of them errors")
 
@@ -123,7 +123,7 @@ def test_what_ray_lists_and_reads_is_embedded_and_searched_as_a_store(cluster, f
     (some / "notes.txt").write_text("no picture")
     out, model = tmp_path / "vectors", str(hf_checkpoint())
     process = start(cluster, "embed", f"file://{some}", "-m", model, "--device", "cpu", "-o", str(out))
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 3, err
     assert main(["similar", str(some / "1.png"), str(out), "-k", "9", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -132,7 +132,7 @@ def test_what_ray_lists_and_reads_is_embedded_and_searched_as_a_store(cluster, f
     assert [row["error"]["code"] for row in rows(out, by="path") if "error" in row] == ["truncated"]
     assert len(rows(out, by="path")) == 4, "no notes.txt"
     process = start(cluster, "embed", f"file://{some}/gone", "-m", model, "-o", str(tmp_path / "new"))
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 2, err
     assert "Ray finds no images there" in err.splitlines()[-1]
 

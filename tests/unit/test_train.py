@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import tarfile
@@ -234,25 +233,8 @@ def test_the_command_writes_what_transformers_loads_and_agrees_with(pictures, tm
     changed = {name for name, tensor in probed.state_dict().items() if not torch.equal(tensor, ours.state_dict()[name])}
     assert changed == {"head.weight", "head.bias"}
     assert evaluate(probed, find_images(pictures)).top1 > 0.5
-    assert main(["train", str(pictures), "-o", str(probe), "--init", str(out), "--width", "48"]) == 2
+    assert main(["train", str(pictures), "-o", str(tmp_path / "no"), "--init", str(out), "--width", "48"]) == 2
     assert "--init brings its own sizes" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_sigint_saves_and_says_how_to_go_on(pictures, tmp_path):
-    command = [sys.executable, "-m", "minivit", "train", str(pictures), "-o", str(tmp_path / "out"), "--epochs", "4000"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(minivit.__file__).parents[1])}
-    with subprocess.Popen(
-        [*command, "--batch-size", "8"], env=environment, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert "epoch 1/4000" in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        err = process.stderr.read()
-        assert process.wait(timeout=240) == 130
-    assert "--resume" in err
-    assert "Traceback" not in err
-    saved = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
-    assert saved["step"] == len(metrics(tmp_path / "out")) > 0
 
 
 def test_learning_rate_by_hand():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from minivit.cli.shared.command import HUB, command, option
-from minivit.cli.shared.console import say
+from minivit.cli.shared.command import HUB, checked_output, command, option
+from minivit.cli.shared.console import say, show_text
 from minivit.cli.shared.models import DTYPES, checkpoint_of, go_offline
+
+FILES = ("model.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 @command(
@@ -18,7 +20,8 @@ from minivit.cli.shared.models import DTYPES, checkpoint_of, go_offline
     "the same numbers.",
     options=[
         option("source", metavar="SRC", help="hub id, folder or weights file"),
-        option("folder", metavar="DST", help="folder for these files, which are replaced"),
+        option("folder", metavar="DST", help="folder for these files; those of the same names in it are replaced"),
+        checked_output(argument="folder", files=FILES, replaces=True),
         option("--dtype", choices=DTYPES, help="of the stored weights (as in SRC)"),
         HUB,
     ],
@@ -36,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
         say(f"{done.model} does not state its preprocessing, so there is no preprocessor_config.json")
     if done.moved_crop:
         say("transformers rounds half a pixel beside the crop down: an image with an odd margin moves by one pixel")
-    print(done.folder)
+    show_text(str(done.folder))
     return 0

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from minivit.cli.shared.command import HUB, JSON, THREADS, command, option
-from minivit.cli.shared.console import printable, say, table
+from minivit.cli.shared.console import printable, say, show_text, table
 from minivit.cli.shared.files import read_image, say_notes
 from minivit.cli.shared.models import family_only, go_offline
 from minivit.errors import UsageError
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     found = diff_against(words[0], against, image, revision=args.revision, family=args.family)
     for note in found.notes:
         say(printable(note))
-    print(json.dumps({"schema": SCHEMA, **found.record()}) if args.json else text(found))
+    show_text(json.dumps({"schema": SCHEMA, **found.record()}) if args.json else text(found))
     return 0 if found.equal else 1
 
 

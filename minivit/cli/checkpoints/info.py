@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from minivit.cli.shared.command import HUB, JSON, MODEL_ARGUMENT, command
-from minivit.cli.shared.console import printable
+from minivit.cli.shared.console import printable, show_text
 from minivit.cli.shared.models import checkpoint_of, go_offline
 from minivit.model.config import POOLING_WORDS, SCORE_WORDS
 
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     if args.offline:
         go_offline()
     facts = describe(args.model, **checkpoint_of(args))
-    print(json.dumps(facts, indent=2) if args.json else text(facts))
+    show_text(json.dumps(facts, indent=2) if args.json else text(facts))
     return 0
 
 

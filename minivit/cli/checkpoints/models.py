@@ -6,7 +6,7 @@ import argparse
 import json
 
 from minivit.cli.shared.command import command, option
-from minivit.cli.shared.console import table
+from minivit.cli.shared.console import show_text, table
 
 
 @command(
@@ -20,9 +20,9 @@ def run(args: argparse.Namespace) -> int:
     from minivit.weights.catalog import CATALOG, Published
 
     if args.json:
-        print(json.dumps([row._asdict() for row in CATALOG], indent=2))
+        show_text(json.dumps([row._asdict() for row in CATALOG], indent=2))
         return 0
     rows = [[name.replace("_", " ") for name in Published._fields]]
     rows += [["-" if value is None else str(value) for value in row] for row in CATALOG]
-    print(table(rows, left=len(rows[0])))
+    show_text(table(rows, left=len(rows[0])))
     return 0

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from minivit.cli.shared.command import HUB, JSON, MODEL_ARGUMENT, command
-from minivit.cli.shared.console import printable, say
+from minivit.cli.shared.console import printable, say, show_text
 from minivit.cli.shared.models import checkpoint_of, go_offline
 from minivit.errors import CheckpointError
 
@@ -30,11 +30,11 @@ def run(args: argparse.Namespace) -> int:
     except CheckpointError as error:  # not a checkpoint at all
         facts = {"model": args.model, "revision": None, "good": False, "error": str(error)}
     if args.json:
-        print(json.dumps(facts, indent=2))
+        show_text(json.dumps(facts, indent=2))
     elif facts["error"]:
         say(printable(facts["error"]))
     else:
-        print(text(facts))
+        show_text(text(facts))
     return 0 if facts["good"] else 1
 
 

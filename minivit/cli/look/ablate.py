@@ -16,15 +16,15 @@ from minivit.cli.shared.command import (
     ONE_IMAGE,
     RUN,
     batch_size,
-    check_suffix,
     command,
     option,
     output,
 )
-from minivit.cli.shared.console import counter, printable, table
+from minivit.cli.shared.console import counter, printable, show_text, table
 from minivit.cli.shared.drawing import check_chart
 from minivit.cli.shared.files import pixels_for, read_image, say_notes, show, writing
 from minivit.cli.shared.image import OneImage, label_of, one_image, pick_class, shown_class
+from minivit.cli.shared.outputs import check_suffix
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -126,13 +126,13 @@ def run_scan(one: OneImage, target: int, args: argparse.Namespace) -> int:
     if args.out:
         from minivit.viz import save
 
-        with writing(args.out):
-            save(draw(one, found), args.out)
+        with writing(args.out) as path:
+            save(draw(one, found), path)
     if args.json:
         fields = {"scan": found.what, "how": found.how, "logit": found.logit.tolist(), "change": found.change.tolist()}
-        print(json.dumps(one.record(SCHEMA, {"class": label_of(one.model, target), **fields})))
+        show_text(json.dumps(one.record(SCHEMA, {"class": label_of(one.model, target), **fields})))
     else:
-        print(scan_text(one, found))
+        show_text(scan_text(one, found))
     return 0
 
 
@@ -153,9 +153,9 @@ def run_named(one: OneImage, target: int, args: argparse.Namespace) -> int:
         top = [{**label_of(one.model, i), **dict(zip(keys, numbers, strict=True))} for i, numbers in found.rows()]
         by = {"from": args.source} if args.source else {"how": how}
         fields = {"class": label_of(one.model, target), **gone, **by, "change": found.change, "top": top}
-        print(json.dumps(one.record(SCHEMA, fields)))
+        show_text(json.dumps(one.record(SCHEMA, fields)))
     else:
-        print(named_text(one, found, args))
+        show_text(named_text(one, found, args))
     return 0
 
 

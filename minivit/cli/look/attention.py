@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.command import A_CLASS, IMAGE_SIZE, LABELS, ONE_IMAGE, RUN, command, option, output
-from minivit.cli.shared.console import fraction, passes, positive, printable, whole
+from minivit.cli.shared.console import fraction, passes, positive, printable, show_text, whole
 from minivit.cli.shared.drawing import add_map_options
 from minivit.cli.shared.files import show, writing
 from minivit.cli.shared.image import OneImage, label_of, one_image, pick_class
@@ -114,8 +114,8 @@ def run(args: argparse.Namespace) -> int:
         score = study.map_score(one.model, one.pixels_BCHW, maps.one(), target=target)
     found = Found(one=one, maps=maps, score=score)
     if args.out:
-        with writing(args.out):
-            write(found, args, scale)
+        with writing(args.out) as path:
+            write(found, path, args, scale)
     else:
         print_maps(found, args)
     return 0
@@ -175,23 +175,23 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def write(found: Found, args: argparse.Namespace, scale: str) -> None:
+def write(found: Found, path: Path, args: argparse.Namespace, scale: str) -> None:
     """The maps as -o FILE, by its suffix."""
-    maps, suffix = found.maps, Path(args.out).suffix.lower()
+    maps, suffix = found.maps, path.suffix.lower()
     values = maps.one() if maps.single else maps.values
     if suffix == ".png":
-        draw(found, args, scale).save(args.out)
+        draw(found, args, scale).save(path)
     elif suffix == ".npy":
         import numpy
         import torch
 
-        numpy.save(args.out, values.to(torch.promote_types(values.dtype, torch.float32)).cpu().numpy())
+        numpy.save(path, values.to(torch.promote_types(values.dtype, torch.float32)).cpu().numpy())
     else:
         names = {} if maps.single else {"rows": maps.rows, "columns": maps.columns}
         fields = {"method": maps.method, "title": printable(maps.title), **names, "map": values.tolist()}
         score = {"score": score_record(found)} if found.score else {}
         text = json.dumps(found.one.record(SCHEMA, {**fields, **score}))
-        Path(args.out).write_text(text + "\n", encoding="utf-8")
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 def score_record(found: Found) -> dict[str, Any]:
@@ -238,16 +238,16 @@ def print_maps(found: Found, args: argparse.Namespace) -> None:
         values = maps.one()
         looks = {"cmap": args.cmap, "opacity": args.opacity, "smooth": args.smooth}
         image = viz.paint(found.one.image, values, box=found.box, **looks)
-        print(printable(maps.title))
+        show_text(printable(maps.title))
         print(show(image, None if values.ndim == 3 else values))
         if values.ndim == 2:
-            print(f"{maps.unit} from {bounds(values)}")
+            show_text(f"{maps.unit} from {bounds(values)}")
         if found.score:
-            print(found.score_line())
+            show_text(found.score_line())
         return
-    print(f"{printable(maps.title)}: {maps.unit}")
+    show_text(f"{printable(maps.title)}: {maps.unit}")
     for row, name in zip(maps.values, maps.rows, strict=True):
         for values, column in zip(row, maps.columns, strict=True):
-            print(f"{' '.join(part for part in (name, column) if part)}: {bounds(values)}")
+            show_text(f"{' '.join(part for part in (name, column) if part)}: {bounds(values)}")
             coloured = viz.image_from_rgb(viz.apply_colormap(viz.to_unit(values)[0], args.cmap))
             print(show(coloured, values, columns=2 * values.shape[1]))

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.command import A_CLASS, IMAGE_SIZE, JSON, ONE_IMAGE, RUN, chart_output, command
-from minivit.cli.shared.console import printable, table
+from minivit.cli.shared.console import printable, show_text, table
 from minivit.cli.shared.files import writing
 from minivit.cli.shared.image import label_of, one_image, pick_class, shown_class
 
@@ -35,14 +35,14 @@ def run(args: argparse.Namespace) -> int:
     target = pick_class(one.model, one.pixels_BCHW, getattr(args, "class"))
     found = study.attribute(one.model, one.pixels_BCHW, target=target)
     if args.json:
-        print(json.dumps(one.record(SCHEMA, record(one.model, found))))
+        show_text(json.dumps(one.record(SCHEMA, record(one.model, found))))
     else:
-        print(text(one.model, found, args.image))
+        show_text(text(one.model, found, args.image))
     if args.out:
         from minivit.viz import save
 
-        with writing(args.out):
-            save(draw(one.model, found), args.out)
+        with writing(args.out) as path:
+            save(draw(one.model, found), path)
     return 0
 
 

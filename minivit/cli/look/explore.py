@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
         notes=one.notes + size_warnings(one.image.size, one.spec),
     )
     data = page.encode()
-    with writing(args.out, quiet=True):  # the line below names it
-        Path(args.out).write_bytes(data)
+    with writing(args.out, quiet=True) as path:  # the line below names it
+        path.write_bytes(data)
     large = args.maps == "all" and one.model.config.cls_token and len(data) > 25e6
     hint = "; --maps cls makes a small one" if large else ""
     say(f"{printable(args.out)}: {len(data) / 1e6:.1f} MB, open it in any browser{hint}")

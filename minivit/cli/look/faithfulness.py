@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.command import IMAGE_SIZE, JSON, RUN, chart_output, command, option
-from minivit.cli.shared.console import passes, positive, printable, say, table, whole
+from minivit.cli.shared.console import passes, positive, printable, say, say_failed, show_text, table, whole
 from minivit.cli.shared.drawing import add_map_options
 from minivit.cli.shared.files import pixels_for, read_image, say_notes, writing
 from minivit.cli.shared.image import label_of, shown_class
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     images = read(model, args, folder)
     if not images.names:
         say(f"{printable(args.image)}: no image in it can be read")
-        return 3
+        return say_failed(images.failed, images.failed)
     asked = getattr(args, "class")
     with passes(model):
         found = study.faithfulness(
@@ -119,10 +119,10 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         from minivit.viz import save
 
-        with writing(args.out):
-            save(draw(model, images, found, args), args.out)
-    print(json.dumps(report) if args.json else text(report))
-    return 3 if images.failed else 0
+        with writing(args.out) as path:
+            save(draw(model, images, found, args), path)
+    show_text(json.dumps(report) if args.json else text(report))
+    return say_failed(images.failed, len(images.names) + images.failed)
 
 
 @dataclass(kw_only=True)

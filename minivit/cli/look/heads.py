@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.command import IMAGE_FOLDERS, IMAGE_SIZE, RUN, batch_size, chart_output, command
-from minivit.cli.shared.console import printable, progress, say, table
+from minivit.cli.shared.console import printable, progress, say, say_failed, show_text, table
 from minivit.cli.shared.files import writing
 from minivit.cli.shared.inputs import find_images
 from minivit.cli.shared.models import load_image_model
@@ -53,14 +53,14 @@ def run(args: argparse.Namespace) -> int:
         found = summarise_heads(model, batches(model, args, failures))
     except UsageError:
         if failures:
-            return 3
+            return say_failed(len(failures), len(failures))
         raise
-    print(title(model, found))
-    print(text(found))
+    show_text(title(model, found))
+    show_text(text(found))
     for path in args.out:
-        with writing(path):
-            write_csv(path, found) if path.lower().endswith(".csv") else save(draw(model, found), path)
-    return 3 if failures else 0
+        with writing(path) as new:
+            write_csv(new, found) if path.lower().endswith(".csv") else save(draw(model, found), new)
+    return say_failed(len(failures), found.count + len(failures))
 
 
 def batches(model: ImageModel, args: argparse.Namespace, failures: list[str]) -> Iterator[Tensor]:
@@ -104,10 +104,10 @@ def text(found: HeadSummary) -> str:
     return table(rows)
 
 
-def write_csv(path: str, found: HeadSummary) -> None:
+def write_csv(path: Path, found: HeadSummary) -> None:
     """A row for each head."""
     layers, heads = found.means["distance"].shape
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["layer", "head", *found.means, "pictures"])
         for layer in range(layers):

@@ -14,15 +14,15 @@ from minivit.cli.shared.command import (
     LABELS,
     ONE_IMAGE,
     RUN,
-    check_suffix,
     command,
     option,
     output,
 )
-from minivit.cli.shared.console import printable, table
+from minivit.cli.shared.console import printable, show_text, table
 from minivit.cli.shared.drawing import check_chart
 from minivit.cli.shared.files import writing
 from minivit.cli.shared.image import OneImage, label_of, one_image, shown_class
+from minivit.cli.shared.outputs import check_suffix
 from minivit.model.config import POOLING_WORDS
 
 if TYPE_CHECKING:
@@ -62,14 +62,14 @@ def run(args: argparse.Namespace) -> int:
     target = None if asked is None else find_class(one.model, asked)
     reading = lens_reading(one.model, one.pixels_BCHW, target=target, patches=args.patches)
     if args.json:
-        print(json.dumps(one.record(SCHEMA, record(one.model, reading))))
+        show_text(json.dumps(one.record(SCHEMA, record(one.model, reading))))
     else:
-        print(text(one.model, reading, args.image))
+        show_text(text(one.model, reading, args.image))
     if args.out:
         from minivit.viz import save
 
-        with writing(args.out):
-            save(draw(one, reading), args.out)
+        with writing(args.out) as path:
+            save(draw(one, reading), path)
     return 0
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from minivit.cli.shared.command import LOAD, ONE_IMAGE, command, option, output
-from minivit.cli.shared.console import printable
+from minivit.cli.shared.console import printable, show_text
 from minivit.cli.shared.files import read_image, say_notes, show, writing
 from minivit.cli.shared.models import load_model
 
@@ -42,12 +42,12 @@ def run(args: argparse.Namespace) -> int:
     found = explain(image, image_spec_of(model), name=args.image)
     found = replace(found, warnings=(*notes, *found.warnings))
     if args.explain:
-        print(f"{printable(args.image)} as {printable(str(model.name))} sees it\n{found}")
+        show_text(f"{printable(args.image)} as {printable(str(model.name))} sees it\n{found}")
     else:
         say_notes(args.image, list(found.warnings))
     if args.out:
-        with writing(args.out):
-            found.seen.save(args.out)
+        with writing(args.out) as path:
+            found.seen.save(path)
     elif not args.explain:
         print(show(found.seen, grey(found.pixels_CHW)))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from minivit.cli.shared.command import IMAGE_SIZE, ONE_IMAGE, RUN, command, option, output
+from minivit.cli.shared.console import show_text
 from minivit.cli.shared.files import writing
 from minivit.cli.shared.image import one_image
 
@@ -38,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
 
     one = one_image(args)
     kept = trace(one.model, one.pixels_BCHW, keep=args.keep, limit=None if args.limit == "none" else args.limit)
-    print(kept)
+    show_text(str(kept))
     if args.out:
-        with writing(args.out):
-            kept.save(args.out)
+        with writing(args.out) as path:
+            kept.save(path)
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minivit.cli.shared.bulk import BULK, batch_size, check_engine, choose_path, icc_setting, run_local, run_on_ray
@@ -12,7 +11,7 @@ from minivit.cli.shared.command import LABELS, RUN, command, option
 from minivit.cli.shared.console import positive, say
 from minivit.cli.shared.inputs import add_input_options, check_inputs
 from minivit.cli.shared.models import load_image_model
-from minivit.cli.shared.writers import WRITERS, Output
+from minivit.cli.shared.writers import WRITERS, Output, form_of
 from minivit.errors import UsageError
 from minivit.model.config import SCORES
 
@@ -72,7 +71,7 @@ def adapt(model: ImageModel, args: argparse.Namespace) -> None:
         add_choice,
         add_forms,
         LABELS,
-        option("-o", "--out", metavar="FILE", help="write a file; .jsonl, .json and .csv choose the form, too"),
+        option("-o", "--out", metavar="FILE", help="write a new file; .jsonl, .json, .csv or .txt choose the form"),
         *BULK,
         *RUN,
     ],
@@ -85,8 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_inputs(args)
     check_engine(args)
-    suffix = Path(args.out).suffix[1:] if args.out else ""
-    form = args.form or (suffix if suffix in WRITERS else "text")
+    form = form_of(args.out, args.form) if args.engine == "local" else "parquet"
     if args.resume and not (args.out and form == "jsonl"):
         raise UsageError("--resume continues a file of JSON lines: name it with -o FILE.jsonl")
     model = load_image_model(args)

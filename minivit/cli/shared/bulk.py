@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minivit.cli.shared.command import ICC, Options, option
-from minivit.cli.shared.console import positive, printable, say, seconds
+from minivit.cli.shared.console import positive, printable, say, say_failed, seconds
 from minivit.cli.shared.inputs import Found, count_inputs, find_inputs
 from minivit.cli.shared.models import family_only
 from minivit.errors import UsageError
@@ -34,6 +34,12 @@ BULK: tuple[Options, ...] = (
         help="ray runs on a Ray cluster and writes -o FOLDER of Parquet shards",
     ),
     option("--address", metavar="ADDRESS", help="the Ray cluster: auto, or HOST:PORT (default: a new one)"),
+    option(
+        "--ray-timeout",
+        type=positive,
+        metavar="S",
+        help="seconds until a Ray address that does not answer is given up (30)",
+    ),
     option("--workers", type=positive, metavar="N", help="models on the Ray cluster (one per node)"),
     option("--resume", action="store_true", help="continue the interrupted run that wrote -o FILE"),
     option("--no-progress", action="store_true", help="no progress bar, even on a terminal"),
@@ -46,8 +52,8 @@ def check_engine(args: argparse.Namespace) -> None:
     Raises:
         UsageError: the reason.
     """
-    if args.engine == "local" and (args.address or args.workers):
-        raise UsageError("--address and --workers are of --engine ray")
+    if args.engine == "local" and (args.address or args.workers or args.ray_timeout):
+        raise UsageError("--address, --workers and --ray-timeout are of --engine ray")
     if args.engine == "ray":
         family_only(args, "--engine ray")
         if getattr(args, "labels", None) or getattr(args, "labels_file", None):
@@ -124,7 +130,7 @@ def run_local(
         raise
     if args.out:
         say(f"wrote {printable(args.out)}")
-    return 3 if summary.failed else 0
+    return say_failed(summary.failed, summary.records)
 
 
 def run_on_ray(args: argparse.Namespace, found: Iterator[Found], constant: dict[str, Any], **task: Any) -> int:
@@ -140,7 +146,14 @@ def run_on_ray(args: argparse.Namespace, found: Iterator[Found], constant: dict[
     remote = [name for name in args.images if "://" in name]
     if remote and len(remote) < len(args.images):
         raise UsageError("--engine ray reads local images or addresses such as s3://..., not both in one run")
-    ray = ray_engine.start(args.address, quiet=args.no_progress or not sys.stderr.isatty())
+    if not remote:
+        first = next(found, None)
+        if first is None:
+            Path(args.out).mkdir(parents=True, exist_ok=True)
+            return 0  # what has no images was said
+        found = chain([first], found)
+    quiet = args.no_progress or not sys.stderr.isatty()
+    ray = ray_engine.start(args.address, quiet=quiet, timeout=args.ray_timeout or 30)
     if remote:
         dataset = ray_engine.read(remote)
     else:
@@ -159,8 +172,9 @@ def run_on_ray(args: argparse.Namespace, found: Iterator[Found], constant: dict[
         **task,
     )
     summary = ray_engine.run(dataset, args.out, job, workers=args.workers)
+    code = say_failed(summary.failed, summary.records)
     say(f"{args.out}: {summary.records} records, {summary.failed} of them errors")
-    return 3 if summary.failed else 0
+    return code
 
 
 @contextmanager

@@ -14,10 +14,9 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
-from minivit.cli.shared.console import positive
+from minivit.cli.shared.console import positive, printable
 from minivit.cli.shared.models import (
     add_hub_options,
     add_label_options,
@@ -26,10 +25,9 @@ from minivit.cli.shared.models import (
     add_threads_option,
     threads_limited,
 )
+from minivit.cli.shared.outputs import CHARTS, Outputs
 from minivit.cli.shared.sizes import image_size
-from minivit.errors import UsageError
 
-CHARTS = (".png", ".svg", ".pdf")
 Options = Callable[[argparse.ArgumentParser], object]  # adds one option, or several that belong together
 
 
@@ -54,20 +52,14 @@ class Command:
         parser.set_defaults(run=self, parser=parser)
 
     def __call__(self, args: argparse.Namespace) -> int:
-        """Check the output files, run the command and return its exit code, before anything else is loaded.
+        """Check the output files before anything else is loaded; run the command and return its exit code.
 
         Raises:
-            UsageError: an output file of a kind that the command does not write, or in a folder that does not exist.
+            UsageError: as `Outputs.check`.
         """
-        suffixes = getattr(args, "suffixes", ())
-        given = getattr(args, "out", None) or []
-        for path in [given] if isinstance(given, str) else given:
-            if suffixes:
-                check_suffix(path, *suffixes)
-            if Path(path).suffix.lower() in CHARTS and getattr(args, "charts", False):
-                from minivit.viz.style import require_matplotlib
-
-                require_matplotlib()
+        outputs: Outputs | None = getattr(args, "outputs", None)
+        if outputs is not None:
+            outputs.check(args)
         if not getattr(args, "limits_threads", False):
             return self.function(args)
         with threads_limited(args.threads):
@@ -80,7 +72,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the usage of this command, the error and what was probably meant; exit with code 2."""
         self.print_usage(sys.stderr)
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As of argparse, but an unknown option is an error of the command it was given to."""
@@ -133,36 +125,42 @@ def option(*names: str, **settings: Any) -> Options:
     return lambda parser: parser.add_argument(*names, **settings)
 
 
-def output(*suffixes: str, help: str, **settings: Any) -> Options:
-    """Return -o FILE, whose suffix is checked before the command runs; no suffixes: any file."""
+def output(*suffixes: str, help: str, charts: bool = False, **settings: Any) -> Options:
+    """Return -o FILE and --overwrite; what `Outputs` checks is checked before the command runs.
+
+    Args:
+        suffixes: that FILE may have; none: any.
+        charts: whether .png, .svg and .pdf are charts, which matplotlib draws.
+        settings: of argparse, for -o.
+    """
 
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("-o", "--out", metavar="FILE", help=help, **settings)
-        parser.set_defaults(suffixes=suffixes)
+        parser.add_argument("--overwrite", action="store_true", help="replace FILE, if it exists")
+        parser.set_defaults(outputs=Outputs(suffixes=suffixes, charts=charts))
 
     return add
 
 
 def chart_output(*more: str, help: str, **settings: Any) -> Options:
     """Return -o FILE of a chart: PNG, SVG or PDF, or a suffix of `more`."""
+    return output(*more, *CHARTS, help=help, charts=True, **settings)
+
+
+def folder_output(*files: str, help: str, **settings: Any) -> Options:
+    """Return -o FOLDER and --overwrite, for these files in it."""
 
     def add(parser: argparse.ArgumentParser) -> None:
-        output(*more, *CHARTS, help=help, **settings)(parser)
-        parser.set_defaults(charts=True)
+        parser.add_argument("-o", "--out", metavar="FOLDER", help=help, **settings)
+        parser.add_argument("--overwrite", action="store_true", help="replace files of the same names in FOLDER")
+        parser.set_defaults(outputs=Outputs(files=files))
 
     return add
 
 
-def check_suffix(path: str, *suffixes: str) -> None:
-    """Refuse an output file of a kind that the command does not write, or in a folder that does not exist.
-
-    Raises:
-        UsageError: the reason.
-    """
-    if Path(path).suffix.lower() not in suffixes:
-        raise UsageError(f"-o {path}: the name must end in {' or '.join(suffixes)}")
-    if not Path(path).parent.is_dir():
-        raise UsageError(f"-o {path}: cannot be written (no such folder)")
+def checked_output(**fields: Any) -> Options:
+    """Return what adds no option, but the check of an output whose argument the command adds itself."""
+    return lambda parser: parser.set_defaults(outputs=Outputs(**fields))
 
 
 ICC = option(

@@ -12,8 +12,20 @@ T = TypeVar("T")
 
 
 def say(message: str) -> None:
-    """Print one line on stderr."""
-    print(f"minivit: {message}", file=sys.stderr, flush=True)
+    """Print one line on stderr, whatever names and messages of libraries it has."""
+    print(f"minivit: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def say_failed(failed: int, total: int) -> int:
+    """Return the exit code of a run; where some of its images failed, say how many."""
+    if failed:
+        say(f"{failed} of {total} image{'s' * (total > 1)} failed")
+    return 3 if failed else 0
+
+
+def show_text(text: str) -> None:
+    """Print lines of text on standard output, their control characters escaped."""
+    print("\n".join(map(printable, text.split("\n"))))
 
 
 def printable(text: str) -> str:
@@ -23,6 +35,7 @@ def printable(text: str) -> str:
 
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Return rows of cells as aligned text: the first `left` columns flush left, the others flush right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minivit.cli.shared.command import CHARTS, check_suffix
+from minivit.cli.shared.outputs import CHARTS, check_suffix
 
 CMAPS = ("turbo", "viridis", "inferno")
 FORMER_CMAPS = {"blue-red": "turbo", "cubehelix": "viridis"}

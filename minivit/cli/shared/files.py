@@ -8,10 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minivit.cli.shared.command import check_suffix as require_suffix
 from minivit.cli.shared.console import printable, say
+from minivit.cli.shared.outputs import check_suffix as require_suffix
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,14 +51,20 @@ def pixels_for(model: ImageModel, image: Image.Image) -> tuple[Tensor, ImageSpec
 
 
 @contextmanager
-def writing(path: str, *, quiet: bool = False) -> Iterator[None]:
-    """Name the file on stderr once it is written, unless `quiet`; raise UsageError for one that cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"-o {path}: cannot be written ({error.strerror or error})") from None
+def writing(path: str | Path, *, quiet: bool = False) -> Iterator[Path]:
+    """Yield the path to write for -o PATH; at the end the file is renamed onto PATH, or onto what that links to.
+
+    Its name is said on stderr, unless `quiet`.
+
+    Raises:
+        UsageError, WriteError: as `replacing`; a file that was there is unchanged.
+    """
+    from minivit.weights.replacing import replacing
+
+    with replacing(path, name=f"-o {path}") as new:
+        yield new
     if not quiet:
-        say(f"wrote {printable(path)}")
+        say(f"wrote {printable(str(path))}")
 
 
 def check_suffix(path: str | None, *suffixes: str) -> None:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class Output:
-    """Standard output, or a new file whose writer cannot resume."""
+    """Standard output, or a new file whose writer cannot resume.
+
+    A file is UTF-8. A byte of a file name that is not UTF-8 is escaped, as JSON lines have it: \\udcff.
+    """
 
     def __init__(self, path: str | None = None):
         from minivit.inference.jsonl import Appender
@@ -27,18 +30,23 @@ class Output:
         if path is not None and Path(path).is_file() and Path(path).stat().st_size:
             raise UsageError(f"-o {path}: already exists; remove it, or name another file")
         self.file = None if path is None else Appender(path)
+        self.terminal = self.file is None and sys.stdout.isatty()
 
-    def write(self, text: str) -> None:
-        """Write `text` as a whole, at once.
+    def write(self, text: str, *, encoded: bool = False) -> None:
+        """Write `text` as a whole, at once; `encoded`: in UTF-8 whatever the locale, but on a terminal.
 
         Raises:
             WriteError: it cannot be written, as on a full disk.
         """
         if self.file is not None:
-            self.file.append(text.encode("utf-8", "surrogateescape"))
+            self.file.append(text.encode("utf-8", "backslashreplace"))
             return
         try:
-            sys.stdout.write(text)
+            if encoded and not self.terminal and hasattr(sys.stdout, "buffer"):
+                sys.stdout.flush()
+                sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+            else:
+                sys.stdout.write(text)
             sys.stdout.flush()
         except BrokenPipeError:
             raise
@@ -67,7 +75,7 @@ class TextWriter:
         if "error" in item:
             say(printable(item["error"]["message"]))
             return
-        notes = f"  ({'; '.join(item['warnings'])})" if "warnings" in item else ""
+        notes = f"  ({printable('; '.join(item['warnings']))})" if "warnings" in item else ""
         lines = [printable(item["path"]) + notes]
         group = None
         for p in grouped(item["top"]):
@@ -119,7 +127,7 @@ class JsonWriter(TextWriter):
 
 
 class CsvWriter(TextWriter):
-    """One row per label, one for an error."""
+    """One row per label, one for an error; UTF-8."""
 
     def __init__(self, out: Output):
         super().__init__(out)
@@ -134,11 +142,35 @@ class CsvWriter(TextWriter):
 
     def _row(self, *values: Any) -> None:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(values)
-        self.out.write(text.getvalue())
+        shown = [printable(value) if self.out.terminal and isinstance(value, str) else value for value in values]
+        csv.writer(text, lineterminator="\n").writerow(shown)
+        self.out.write(text.getvalue(), encoded=True)
 
 
+def form_of(path: str | None, asked: str | None) -> str:
+    """Return the form of the records for -o PATH: the one that was asked for, else the one of the suffix.
+
+    Raises:
+        UsageError: a suffix that names another form, or a kind of file that is not written.
+    """
+    suffix = Path(path).suffix.lower() if path else ""
+    named = suffix[1:] if suffix[1:] in WRITERS else "text" if suffix in ("", ".txt") else None
+    if asked and (named in (None, "text", asked) and suffix not in NOT_TEXT):
+        return asked
+    if asked or named is None:
+        raise UsageError(f"-o {path}: labels are written as .jsonl, .json, .csv or .txt, by the suffix of FILE")
+    return named
+
+
+NOT_TEXT = (".txt", ".npy", ".npz", ".safetensors", ".parquet")
 WRITERS = {"text": TextWriter, "json": JsonWriter, "jsonl": JsonLinesWriter, "csv": CsvWriter}
+
+
+def escape_what_streams_lack() -> None:
+    """Have standard output and error escape characters that their encoding lacks, as in a Latin-1 locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def silence_stdout() -> None:

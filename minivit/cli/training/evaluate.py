@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minivit.cli.shared.command import HUB, JSON, MODEL_ARGUMENT, batch_size, command, option
-from minivit.cli.shared.console import printable, say
+from minivit.cli.shared.command import HUB, JSON, MODEL_ARGUMENT, batch_size, command, folder_output, option
+from minivit.cli.shared.console import printable, say, show_text, whole
 from minivit.cli.shared.models import add_run_options, load_image_model
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
         MODEL_ARGUMENT,
         option("data", metavar="DATA", help="folder of class folders (cat/1.jpg), or a tar of one"),
         batch_size(64),
-        option("--workers", type=int, default=1, metavar="N", help="processes that read images ahead (1)"),
+        option("--workers", type=whole, default=1, metavar="N", help="processes that read images ahead (1)"),
         JSON,
-        option("-o", "--out", metavar="FOLDER", help="write confusion.csv and confusion.svg into this folder"),
+        folder_output("confusion.csv", "confusion.svg", help="write confusion.csv and confusion.svg into this folder"),
         HUB,
         add_run_options,
     ],
@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from minivit.training.dataset import find_images
     from minivit.training.evaluation import evaluate
     from minivit.viz.style import require_matplotlib
+    from minivit.weights.replacing import replacing_files
 
     if args.out:
         require_matplotlib()
@@ -51,21 +52,20 @@ def run(args: argparse.Namespace) -> int:
 
     result = evaluate(model, images, batch_size=args.batch_size, workers=args.workers, report=report)
     if args.out:
-        folder = Path(args.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        result.write_confusion(folder / "confusion.csv")
-        draw(result, f"{model.name}: {result.images} images", folder / "confusion.svg")
+        with replacing_files(args.out, ["confusion.csv", "confusion.svg"]) as (table, chart):
+            result.write_confusion(table)
+            draw(result, f"{model.name}: {result.images} images", chart)
     if args.json:
         facts = {"model": model.name, "revision": model.revision, "data": args.data, **asdict(result)}
-        print(json.dumps({**facts, "per_class": result.per_class}, indent=2))
+        show_text(json.dumps({**facts, "per_class": result.per_class}, indent=2))
         return 0
-    print(f"{model.name} on {result.images} images of {args.data}")
-    print(f"  top-1              {result.top1:.4f}")
-    print(f"  top-5              {result.top5:.4f}")
-    print(f"  calibration error  {result.calibration_error:.4f}")
-    print(f"  images/s           {result.images_per_second:.1f}")
+    show_text(f"{model.name} on {result.images} images of {args.data}")
+    show_text(f"  top-1              {result.top1:.4f}")
+    show_text(f"  top-5              {result.top5:.4f}")
+    show_text(f"  calibration error  {result.calibration_error:.4f}")
+    show_text(f"  images/s           {result.images_per_second:.1f}")
     for name, accuracy in result.per_class.items():
-        print(f"  {accuracy:.3f}  {printable(name)}")
+        show_text(f"  {accuracy:.3f}  {printable(name)}")
     return 0
 
 

@@ -10,19 +10,28 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import Field, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivit.cli.shared.command import HUB, THREADS, command, option
-from minivit.cli.shared.console import positive, printable, say
+from minivit.cli.shared.command import HUB, THREADS, command, folder_output, option
+from minivit.cli.shared.console import positive, printable, say, show_text, whole
+from minivit.cli.shared.files import writing
 from minivit.cli.shared.models import checkpoint_of, go_offline, pick_device, vit_of
 from minivit.errors import UsageError
 from minivit.training.recipe import Augmentation, Recipe
 
 if TYPE_CHECKING:
     from minivit.model.vit import ViT
+    from minivit.training.dataset import LabelledImages
+
+# What a run writes into its folder.
+FILES = (
+    *("checkpoint.pt", "metrics.jsonl", "model.safetensors", "config.json", "preprocessor_config.json"),
+    *("training.json", "curve.svg"),
+)
 
 # Sizes of a model from scratch: ViTConfig field -> (default, explanation).
 SIZES = {
@@ -73,13 +82,17 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     help="train or fine-tune a ViT on your own images",
     description="Train a ViT from scratch, or from --init MODEL, on a folder of class folders or a tar of one. "
     "OUT becomes a checkpoint that minivit and transformers load. Several processes: torchrun "
-    "--nproc-per-node 2 -m minivit train ... SIGINT saves the state; --resume continues from it.",
+    "--nproc-per-node 2 -m minivit train ... SIGINT and SIGTERM save the state; --resume continues from it.",
     options=[
         option("data", metavar="DATA", help="folder of class folders (cat/1.jpg), or a tar of one"),
-        option("-o", "--out", required=True, metavar="OUT", help="folder for the checkpoint and the metrics"),
+        folder_output(*FILES, required=True, help="folder for the checkpoint and the metrics"),
         option("--resume", action="store_true", help="continue from OUT/checkpoint.pt, bit for bit"),
-        option("--val", metavar="DATA", help="images to evaluate the final weights on"),
-        option("--workers", type=int, default=1, metavar="N", help="processes that read images ahead (1)"),
+        option(
+            "--val",
+            metavar="DATA",
+            help="images to evaluate the final weights on; opened before the first step",
+        ),
+        option("--workers", type=whole, default=1, metavar="N", help="processes that read images ahead (1)"),
         option("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:N or mps"),
         THREADS,
         add_model_options,
@@ -103,23 +116,27 @@ def run(args: argparse.Namespace) -> int:
         for line in found.skipped if found else ():
             say(f"{printable(source)}: {printable(line)}")
     recipe, out = recipe_of(args), Path(args.out)
-    with process_group(pick_device(args.device)) as (device, first), sigint() as interrupted:
+    with process_group(pick_device(args.device)) as (device, first):
         drawn = can_draw(first)
         torch.manual_seed(recipe.seed)
         model = model_of(args, images.classes).to(device)
+        if held_out and first:
+            check_held_out(held_out, model)
         with tempfile.TemporaryDirectory() as scratch:
             save(model, scratch)  # refuses now, not after hours, what cannot be written
         bar = progress(args, len(images) // recipe.batch_size * recipe.epochs) if first else (lambda metrics: None)
         try:
-            trained = train(
-                *(model, images, recipe, out), resume=args.resume, workers=args.workers, report=bar, stop=interrupted
-            )
+            with stop_signals() as stopped:
+                trained = train(
+                    *(model, images, recipe, out), resume=args.resume, workers=args.workers, report=bar, stop=stopped
+                )
             if not first:
                 return 0
             save(trained, out)
             metrics = read_metrics(out)
             if drawn:
-                draw(curves(metrics), out / "curve.svg")
+                with writing(out / "curve.svg") as path:
+                    draw(curves(metrics), path)
             facts = {"data": images.source.name, "recipe": asdict(recipe), "last_step": metrics[-1]}
             if held_out:
                 trained.name = args.out
@@ -127,8 +144,9 @@ def run(args: argparse.Namespace) -> int:
                 facts["evaluation"] = {"data": held_out.source.name, **asdict(result)}
                 scores = f"top-1 {result.top1:.4f}, top-5 {result.top5:.4f}"
                 say(f"{scores} on the {result.images} images of {held_out.source}")
-            (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
-            print(out)
+            with writing(out / "training.json") as path:
+                path.write_text(json.dumps(facts, indent=2) + "\n")
+            show_text(str(out))
         except KeyboardInterrupt:
             say(f"interrupted; continue with: minivit train ... -o {args.out} --resume")
             return 130
@@ -195,14 +213,35 @@ def process_group(device: str) -> Iterator[tuple[str, bool]]:
 
 
 @contextmanager
-def sigint() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether SIGINT has come, which raises nothing meanwhile."""
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether SIGINT or SIGTERM has come, which end nothing meanwhile."""
     received: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, frame: received.append(number)) for number in numbers]
     try:
         yield lambda: bool(received)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def check_held_out(held_out: LabelledImages, model: ViT) -> None:
+    """Refuse images of --val that could not be evaluated when the training is over.
+
+    Raises:
+        UsageError: a class that is not one of the training images.
+        ImageError: an image that cannot be read.
+    """
+    from minivit.training.evaluation import match_classes
+
+    match_classes(held_out, model.labels, model.config.classes)
+
+    def check(index: int) -> None:
+        held_out.open(index)
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(check, range(len(held_out))):
+            pass
 
 
 def progress(args: argparse.Namespace, steps: int) -> Callable[[dict], None]:
