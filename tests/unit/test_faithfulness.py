@@ -289,7 +289,7 @@ def test_the_table_is_what_the_library_says(look, photo, hf_checkpoint, tmp_path
     argv = ["faithfulness", photo, "--class", "4", "--steps", "5", "--random", "3", "--seed", "2", "--methods", FEW]
     code, text, talk = look(*argv, "--box", "10,10,60,40", "--json", "-o", str(out))
     report = json.loads(text)
-    assert (code, talk) == (0, "")
+    assert (code, talk) == (0, f"minivit: wrote {out}\n")
     assert report["schema"] == 1
     assert list(report["methods"]) == FEW.split(",")
     model = minivit.load(hf_checkpoint())
@@ -385,7 +385,7 @@ def test_an_overlay_carries_its_score(look, photo, hf_checkpoint, tmp_path):
     argv = ["attention", photo, "--method", "rollout", "--class", "4", "--score"]
     code, _, talk = look(*argv, "-o", str(out))
     record = json.loads(out.read_text())
-    assert (code, talk) == (0, "")
+    assert (code, talk) == (0, f"minivit: wrote {out}\n")
     model = minivit.load(hf_checkpoint())
     pixels = minivit.preprocess(photo, model.image_spec)[None]
     maps = torch.cat([study.method_map(model, pixels, "rollout"), study.random_maps(model.config.layout, 5)])

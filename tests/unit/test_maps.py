@@ -525,8 +525,13 @@ def test_refusals_of_single_methods():
 def test_an_error_inside_leaves_the_model_as_it_was():
     model = build()
     own = model.blocks[0].attn.attend
-    with pytest.raises(RuntimeError):
-        study.legrad(model, pixels(dtype=torch.float32))  # the wrong dtype
+
+    def fail(*_):
+        raise RuntimeError("a module fails")
+
+    model.norm.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="a module fails"):
+        study.legrad(model, pixels())
     assert all(block.attn.attend is own for block in model.blocks)
     assert not any(m._forward_hooks for m in model.modules())
 

@@ -142,7 +142,7 @@ def test_token_layout_folds_the_image_and_refuses_other_lengths():
         ({"depth": 0}, "depth is 0"),
         ({"classes": -1}, "classes is -1"),
         ({"eps": 0.0}, "eps is 0.0"),
-        ({"activation": "relu"}, "'relu'.*gelu"),
+        ({"activation": "tanh"}, "'tanh'.*gelu"),
         ({"pooling": "max"}, "'max'.*cls, mean"),
     ],
 )

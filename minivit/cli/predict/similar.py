@@ -9,7 +9,7 @@ from io import BytesIO
 
 from minivit.cli.shared.command import JSON, THREADS, command, option
 from minivit.cli.shared.console import positive, printable, say
-from minivit.cli.shared.models import family_only, go_offline, pick_device
+from minivit.cli.shared.models import go_offline, pick_device
 from minivit.cli.shared.writers import Output
 from minivit.errors import ImageError, UsageError
 
@@ -36,7 +36,6 @@ from minivit.errors import ImageError, UsageError
     ],
 )
 def run(args: argparse.Namespace) -> int:
-    family_only(args, "similar")
     from minivit.inference.search import similar
 
     if args.offline:

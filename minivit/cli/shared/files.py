@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minivit.cli.shared.console import printable, say
-from minivit.cli.shared.outputs import check_suffix as require_suffix
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,12 +64,6 @@ def writing(path: str | Path, *, quiet: bool = False) -> Iterator[Path]:
         yield new
     if not quiet:
         say(f"wrote {printable(str(path))}")
-
-
-def check_suffix(path: str | None, *suffixes: str) -> None:
-    """Refuse an output file of a kind this command does not write, or without a folder, before anything is computed."""
-    if path is not None:
-        require_suffix(path, *suffixes)
 
 
 def show(image: Image.Image, values_hw: Tensor | None, columns: int = 100) -> str:
