@@ -95,8 +95,8 @@ TIMM = Family(
     kinds={
         "VisionTransformer": Kind("head"),
         # transformers' wrapper around timm's models.
-        "TimmWrapperForImageClassification": Kind("head"),
         "TimmWrapperModel": Kind(None, {"classes": 0}),
+        "TimmWrapperForImageClassification": Kind("head"),  # last: a head that is stated must be in the file
     },
     prefixes=("timm_model.",),
     constants={"position_resampling": "timm"},
