@@ -21,10 +21,9 @@ from minivit.cli.shared.command import (
     output,
 )
 from minivit.cli.shared.console import counter, printable, show_text, table
-from minivit.cli.shared.drawing import check_chart
+from minivit.cli.shared.drawing import check_drawing
 from minivit.cli.shared.files import pixels_for, read_image, say_notes, show, writing
 from minivit.cli.shared.image import OneImage, label_of, one_image, pick_class, shown_class
-from minivit.cli.shared.outputs import check_suffix
 from minivit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,10 +107,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--from and --how both name the replacement; give one")
     if args.out and not args.scan:
         raise UsageError("-o draws a scan; without --scan there is a table of a few numbers")
-    if args.scan == "patches" and args.out:
-        check_suffix(args.out, ".png")
-    else:
-        check_chart(args.out)
+    check_drawing(args.out, maps=args.scan == "patches")
     one = one_image(args, needs_classes="there is no logit to follow")
     target = pick_class(one.model, one.pixels_BCHW, getattr(args, "class"))
     return run_scan(one, target, args) if args.scan else run_named(one, target, args)

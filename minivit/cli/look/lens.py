@@ -19,10 +19,9 @@ from minivit.cli.shared.command import (
     output,
 )
 from minivit.cli.shared.console import printable, show_text, table
-from minivit.cli.shared.drawing import check_chart
+from minivit.cli.shared.drawing import check_drawing
 from minivit.cli.shared.files import writing
 from minivit.cli.shared.image import OneImage, label_of, one_image, shown_class
-from minivit.cli.shared.outputs import check_suffix
 from minivit.model.config import POOLING_WORDS
 
 if TYPE_CHECKING:
@@ -53,10 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from minivit.model.classes import find_class
     from minivit.study import lens_reading
 
-    if args.patches and args.out:
-        check_suffix(args.out, ".png")
-    else:
-        check_chart(args.out)
+    check_drawing(args.out, maps=args.patches)
     one = one_image(args, needs_classes="a lens has no labels to show")
     asked = getattr(args, "class")
     target = None if asked is None else find_class(one.model, asked)

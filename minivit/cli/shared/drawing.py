@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from minivit.cli.shared.outputs import CHARTS, check_suffix
 
@@ -11,14 +10,18 @@ CMAPS = ("turbo", "viridis", "inferno")
 FORMER_CMAPS = {"blue-red": "turbo", "cubehelix": "viridis"}
 
 
-def check_chart(path: str | None, *more: str) -> None:
-    """As `check_suffix` for a chart, PNG, SVG or PDF, or `more`; refuse a chart where matplotlib is not installed."""
+def check_drawing(path: str | None, *, maps: bool) -> None:
+    """Refuse a drawing that cannot be written: maps are .png by Pillow, charts PNG, SVG or PDF by matplotlib.
+
+    Raises:
+        UsageError: the suffix, the folder, or that matplotlib is not installed.
+    """
     from minivit.viz.style import require_matplotlib
 
     if path is None:
         return
-    check_suffix(path, *more, *CHARTS)
-    if Path(path).suffix.lower() in CHARTS:
+    check_suffix(path, *((".png",) if maps else CHARTS))
+    if not maps:
         require_matplotlib()
 
 
